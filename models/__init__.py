@@ -1,0 +1,1 @@
+"""Tensors in, tensors out: the ranker, its inner loop and its outer loop."""

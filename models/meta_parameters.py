@@ -1,0 +1,141 @@
+"""What meta-training learns and a worker serves: one frozen value of tensors and plain metadata.
+
+Letters: n trained items, T text dimensions, D item-item dimensions, F inner factors, P item-item parts,
+M neighbours kept per item, B buckets of K (`models.popularity.BUCKET_STARTS`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from torch import Tensor
+
+FORMAT = 1
+NUM_BUCKETS = 8
+
+
+@dataclass(frozen=True)
+class MetaParameters:
+    """Everything the ranker needs; item rows are in the bytes order of `item_ids`.
+
+    Attributes:
+        item_ids: n ids of the trained items, ascending by UTF-8 bytes.
+        encoder: name of the text encoder that `text_map` was fitted on.
+        parts: names of the P item-item parts.
+        support_size: number of newest positives the start looks at.
+        recommend_seen: whether items a user has had may be listed again (learnt from repeats).
+        use_inner_step: False where the inner step did not pay on validation users.
+        step_from: smallest K at which the inner step moves the scores.
+        tau: inverse temperature of the start's softmax.
+        discount: what remains of the inner state (honest residuals and their metric) per event.
+        trust_radius: largest change by the inner step, in standard deviations of the start's logits.
+        shrinkage: c in n / (n + c), the trust in learnt item vectors against those read from the text.
+        half_life: events of a partition after which a position-popularity count has halved.
+        item_out: [n, D] out-vectors shared by all parts.
+        item_in: [n, P, D] in-vectors: part p of item h scores item i by `item_in[h, p] @ item_out[i]`.
+        item_spread: [n, P] variance over the catalogue of what the D dimensions leave out.
+        neighbour_items: [n, M] int64 rows of the items whose left-out score matters most, -1 where none.
+        neighbour_values: [n, M, P] that left-out score.
+        item_factors: [n, F] features of the inner step, in the eigenbasis of its shared metric.
+        item_events: [n] number of events each item was fitted on.
+        metric: [F] the shared metric: mean variance of each factor under the start's prediction.
+        precision: [F] prior precision of the inner step.
+        text_map: [T + 1, D + P * D + F] ridge map from text embedding (and 1) to the item's vectors.
+        part_decays: [P] weight kept per event of age.
+        part_weights: [B, 1 + P] weight of position popularity, then of each part, by bucket of K.
+        calibration: [B, 2] positive scale and offset from score to logit, by bucket of K.
+        counts: [B, n] position-popularity counts at the end of the window.
+    """
+
+    item_ids: tuple[str, ...]
+    encoder: str
+    parts: tuple[str, ...]
+    support_size: int
+    recommend_seen: bool
+    use_inner_step: bool
+    step_from: int
+    tau: float
+    discount: float
+    trust_radius: float
+    shrinkage: float
+    half_life: float
+    item_out: Tensor
+    item_in: Tensor
+    item_spread: Tensor
+    neighbour_items: Tensor
+    neighbour_values: Tensor
+    item_factors: Tensor
+    item_events: Tensor
+    metric: Tensor
+    precision: Tensor
+    text_map: Tensor
+    part_decays: Tensor
+    part_weights: Tensor
+    calibration: Tensor
+    counts: Tensor
+
+    def __post_init__(self) -> None:
+        """Refuse tensors whose shapes do not belong together (ValueError names the first)."""
+        for name, shape in self._shapes().items():
+            found = tuple(getattr(self, name).shape)
+            if found != shape:
+                raise ValueError(f"{name} has shape {found}, expected {shape}")
+
+    @property
+    def text_dim(self) -> int:
+        """T, the dimension of the text embeddings that `text_map` expects."""
+        return self.text_map.shape[0] - 1
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Give the named tensors: float32, except `neighbour_items` (int64)."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name in TENSOR_NAMES}
+
+    def metadata(self) -> dict[str, Any]:
+        """Give the rest, as plain JSON values (str, int, float, bool, list of str), with `format`."""
+        plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in TENSOR_NAMES}
+        return {"format": FORMAT, **plain, "item_ids": list(self.item_ids), "parts": list(self.parts)}
+
+    @classmethod
+    def from_parts(cls, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> MetaParameters:
+        """Put `tensors()` and `metadata()` together again.
+
+        Raises ValueError when a name is missing or unknown, or a format, dtype or shape is not the expected one.
+        """
+        plain = dict(metadata)
+        if plain.pop("format", None) != FORMAT:
+            raise ValueError(f"format {metadata.get('format')!r} is not {FORMAT}")
+        expected = {f.name for f in fields(cls)}
+        if set(tensors) != TENSOR_NAMES or set(plain) != expected - TENSOR_NAMES:
+            raise ValueError(f"names differ: {sorted((set(tensors) | set(plain)) ^ expected)}")
+        for name, tensor in tensors.items():
+            wanted = torch.int64 if name == "neighbour_items" else torch.float32
+            if tensor.dtype != wanted:
+                raise ValueError(f"{name} is {tensor.dtype}, expected {wanted}")
+        plain |= {"item_ids": tuple(plain["item_ids"]), "parts": tuple(plain["parts"]), **tensors}
+        return cls(**plain)
+
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        n, p = len(self.item_ids), len(self.parts)
+        d, f, m = self.item_out.shape[-1], self.item_factors.shape[-1], self.neighbour_items.shape[-1]
+        return {
+            "item_out": (n, d),
+            "item_in": (n, p, d),
+            "item_spread": (n, p),
+            "neighbour_items": (n, m),
+            "neighbour_values": (n, m, p),
+            "item_factors": (n, f),
+            "item_events": (n,),
+            "metric": (f,),
+            "precision": (f,),
+            "text_map": (self.text_map.shape[0], d + p * d + f),
+            "part_decays": (p,),
+            "part_weights": (NUM_BUCKETS, 1 + p),
+            "calibration": (NUM_BUCKETS, 2),
+            "counts": (NUM_BUCKETS, n),
+        }
+
+
+TENSOR_NAMES = frozenset(f.name for f in fields(MetaParameters) if f.type == "Tensor")
