@@ -1,0 +1,211 @@
+"""The tables of schema `innerloop` for SQLAlchemy Core; sql/ holds the same in SQL, a test compares the two.
+
+Types: offsets int8, item numbers int4, losses float4, scores float8; times are timestamptz in UTC, except
+`record_time(s)`, which are Kafka's own epoch milliseconds.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    DateTime,
+    Double,
+    ForeignKey,
+    Identity,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    SmallInteger,
+    Table,
+    Text,
+    func,
+    text,
+)
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB, REAL
+
+SCHEMA = "innerloop"
+metadata = MetaData(schema=SCHEMA)
+
+INT2S, INT4S, INT8S = ARRAY(SmallInteger), ARRAY(Integer), ARRAY(BigInteger)
+FLOAT4S, FLOAT8S, TEXTS = ARRAY(REAL), ARRAY(Double), ARRAY(Text)
+ID_TEXT = Text(collation="C")
+
+
+def _required(name: str, kind: Any, default: Any = None) -> Column[Any]:
+    return Column(name, kind, nullable=False, server_default=default)
+
+
+def _array(name: str, kind: ARRAY[Any]) -> Column[Any]:
+    return _required(name, kind, text("'{}'"))
+
+
+def _stamp(name: str) -> Column[Any]:
+    return _required(name, DateTime(timezone=True), func.now())
+
+
+def _of_partition() -> tuple[Column[Any], Column[Any]]:
+    return Column("topic", Text, primary_key=True), Column("partition", Integer, primary_key=True, autoincrement=False)
+
+
+items = Table(
+    "items",
+    metadata,
+    Column("item_id", ID_TEXT, primary_key=True),
+    Column("item_no", Integer, Identity(), unique=True, nullable=False),
+    Column("text", Text),
+    Column("attributes", JSONB),
+    _required("available", Boolean, text("true")),
+    _required("known", Boolean, text("true")),
+    Column("snapshot", BigInteger),
+    _stamp("updated_at"),
+)
+
+catalogue_snapshots = Table(
+    "catalogue_snapshots",
+    metadata,
+    Column("snapshot", BigInteger, Identity(), primary_key=True),
+    _stamp("created_at"),
+)
+
+stream_position = Table(
+    "stream_position",
+    metadata,
+    *_of_partition(),
+    _required("first_offset", BigInteger),
+    _required("next_offset", BigInteger),
+    *(
+        _required(name, BigInteger, text("0"))
+        for name in ("applied", "dead_lettered", "duplicates", "dropped", "skipped")
+    ),
+    _stamp("updated_at"),
+)
+
+activations = Table(
+    "activations",
+    metadata,
+    *_of_partition(),
+    Column("kind", Text, primary_key=True),
+    _required("value", BigInteger),
+    Column("from_offset", BigInteger, primary_key=True, autoincrement=False),
+    _stamp("activated_at"),
+)
+
+item_statistics = Table(
+    "item_statistics",
+    metadata,
+    *_of_partition(),
+    _required("epoch_offset", BigInteger),
+    _required("item_nos", INT4S),
+    _required("counts", LargeBinary),
+    _array("pending_buckets", INT2S),
+    _array("pending_items", INT4S),
+)
+
+user_state = Table(
+    "user_state",
+    metadata,
+    Column("user_id", ID_TEXT, primary_key=True),
+    _required("partition", Integer),
+    _required("last_offset", BigInteger),
+    _required("num_events", Integer),
+    _required("num_applied", Integer),
+    _array("support_items", INT4S),
+    _array("support_types", INT2S),
+    _array("adapter", FLOAT4S),
+    _required("adapter_events", Integer, text("0")),
+    _required("meta_version", Integer),
+    _array("top_items", INT4S),
+    _array("top_scores", FLOAT8S),
+    _array("recent_ids", INT8S),
+    _array("recent_bodies", INT4S),
+    _array("recent_seen", INT4S),
+    _required("num_seen", Integer, text("0")),
+    _stamp("updated_at"),
+)
+
+event_ids = Table(
+    "event_ids",
+    metadata,
+    Column("user_id", ID_TEXT, primary_key=True),
+    Column("segment", Integer, primary_key=True, autoincrement=False),
+    _required("ids", INT8S),
+    _required("bodies", INT4S),
+)
+
+seen_items = Table(
+    "seen_items",
+    metadata,
+    Column("user_id", ID_TEXT, primary_key=True),
+    Column("segment", Integer, primary_key=True, autoincrement=False),
+    _required("items", INT4S),
+)
+
+prequential = Table(
+    "prequential",
+    metadata,
+    *_of_partition(),
+    Column("first_offset", BigInteger, primary_key=True, autoincrement=False),
+    _required("next_offset", BigInteger),
+    _stamp("recorded_at"),
+    _required("meta_version", Integer),
+    _required("offsets", INT8S),
+    _required("record_times", INT8S),
+    _required("user_ids", TEXTS),
+    _required("item_nos", INT4S),
+    _required("types", INT2S),
+    _required("num_events", INT4S),
+    _required("loss_adapted", FLOAT4S),
+    _required("loss_start", FLOAT4S),
+    _required("rank_adapted", INT4S),
+    _required("rank_start", INT4S),
+    _required("rank_popular", INT4S),
+    Index("prequential_recorded_at", "recorded_at", postgresql_using="brin"),
+)
+
+dead_letters = Table(
+    "dead_letters",
+    metadata,
+    *_of_partition(),
+    Column("offset", BigInteger, primary_key=True, autoincrement=False),
+    _required("reason", Text),
+    _required("detail", Text),
+    Column("key", LargeBinary),
+    Column("payload", LargeBinary),
+    _required("sha256", Text),
+    Column("record_time", BigInteger),
+    _stamp("first_seen"),
+    _required("attempts", Integer, text("1")),
+    Column("replayed_at", DateTime(timezone=True)),
+    Index("dead_letters_reason", "reason", "first_seen"),
+)
+
+meta_versions = Table(
+    "meta_versions",
+    metadata,
+    Column("version", Integer, Identity(), primary_key=True),
+    Column("parent", Integer, ForeignKey(f"{SCHEMA}.meta_versions.version")),
+    _required("status", Text),
+    _required("artefact", Text),
+    _required("sha256", Text),
+    _required("encoder", Text),
+    _required("metrics", JSONB, text("'{}'")),
+    _required("provenance", JSONB, text("'{}'")),
+    _stamp("created_at"),
+    Column("live_since", DateTime(timezone=True)),
+    Index("meta_versions_one_live", "status", unique=True, postgresql_where=text("status = 'live'")),
+)
+
+popular_items = Table(
+    "popular_items",
+    metadata,
+    *_of_partition(),
+    _required("item_nos", INT4S),
+    _required("scores", FLOAT8S),
+    _required("meta_version", Integer),
+    _stamp("updated_at"),
+)
