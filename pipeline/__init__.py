@@ -1,0 +1,1 @@
+"""Everything that runs: settings, feeding, streaming, storing, reading."""
