@@ -148,13 +148,14 @@ def _run_in_background(
 ) -> None:
     """Run through a shell that leaves at once, so that the process is nobody's unwaited child."""
     # The shell writes the process id through the descriptor, even if the starter is killed meanwhile.
-    script = f'"$@" </dev/null & echo $! >&{lock}'
+    # It gets the lock as its input and moves it, because not every sh can name a descriptor above 9.
+    script = 'exec 9<&0; "$@" </dev/null & echo $! >&9'
     subprocess.run(  # noqa: S603 -- the caller's fixed command, passed as arguments and not through the shell's text
         ["/bin/sh", "-c", script, "sh", *command],
         check=True,
+        stdin=lock,
         stdout=log,
         stderr=log,
-        pass_fds=[lock],
         start_new_session=True,
         cwd="/",
         env={**os.environ, **(environment or {})},
