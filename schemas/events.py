@@ -14,7 +14,7 @@ import msgspec
 
 from schemas import fields as field
 from schemas.event_types import CODES
-from schemas.wire import INT64_MAX, MAX_VALUE_BYTES, REASONS, Refusal, Rejected, escaped, json_object
+from schemas.wire import INT64_MAX, MAX_VALUE_BYTES, REASONS, Refusal, Rejected, escaped, json_object, may_be_too_deep
 
 if TYPE_CHECKING:
     from schemas.mapping import Mapping
@@ -89,8 +89,8 @@ class _Ordinary(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=Tru
 
 
 _decode_ordinary = msgspec.json.Decoder(_Ordinary).decode
-# What cannot be an ordinary event; decoding never raises anything else.
-_EXTRAORDINARY = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+# Not an ordinary event: malformed, not UTF-8 or thousands of digits (ValueError), nested beyond the stack.
+_EXTRAORDINARY = (msgspec.DecodeError, ValueError, RecursionError)
 _EXACT_INTEGERS = 2**53
 _canonical = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
 
@@ -143,7 +143,7 @@ def parse_erasure(key: bytes | None, value: bytes | None, timestamp_ms: int) -> 
 
 
 def _parse_ordinary(key: bytes | None, value: bytes | None, timestamp_ms: int) -> Interaction | None:
-    if value is None or len(value) > MAX_VALUE_BYTES:
+    if value is None or len(value) > MAX_VALUE_BYTES or may_be_too_deep(value):
         return None
     try:
         found = _decode_ordinary(value)

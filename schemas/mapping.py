@@ -71,7 +71,7 @@ class Mapping:
                 raise Refusal("BAD_TYPE", "type is an event name that the mapping's [types] does not list")
             name = self.types[name]
         value = message.get("value")
-        if name == "rating" and self.dismiss_below is not None and type(value) in (int, float):
+        if name == "rating" and self.dismiss_below is not None and isinstance(value, int | float):
             return "dismiss" if value < self.dismiss_below else name
         return name
 

@@ -95,8 +95,13 @@ def json_object(value: bytes | None) -> dict[str, Any]:
     return parsed
 
 
+def may_be_too_deep(value: bytes) -> bool:
+    """Say whether there are brackets enough, inside or outside of strings, to nest too deep."""
+    return value.count(b"{") + value.count(b"[") > MAX_DEPTH
+
+
 def _is_too_deep(value: bytes) -> bool:
-    if value.count(b"{") + value.count(b"[") <= MAX_DEPTH:
+    if not may_be_too_deep(value):
         return False
     depth = 0
     for bracket in _NOT_BRACKET.sub(b"", _STRING.sub(b"", value)):
