@@ -147,6 +147,8 @@ def _server_properties(folder: pathlib.Path, port: int, controller_port: int) ->
         transaction.state.log.replication.factor=1
         transaction.state.log.min.isr=1
         group.initial.rebalance.delay.ms=0
+        broker.session.timeout.ms=2000
+        broker.heartbeat.interval.ms=500
         """)
 
 

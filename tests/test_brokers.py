@@ -1,4 +1,6 @@
 import contextlib
+import itertools
+import socket
 
 import pytest
 from kafka import KafkaConsumer, KafkaProducer
@@ -20,7 +22,7 @@ def read(address: str, count: int) -> list[bytes]:
     with contextlib.closing(
         KafkaConsumer("numbers", bootstrap_servers=address, auto_offset_reset="earliest", consumer_timeout_ms=20_000)
     ) as consumer:
-        return [record.value for record, _ in zip(consumer, range(count), strict=False)]
+        return [record.value for record in itertools.islice(consumer, count)]
 
 
 def test_tansu_gives_back_what_was_sent(broker: Tansu) -> None:
@@ -31,8 +33,9 @@ def test_tansu_gives_back_what_was_sent(broker: Tansu) -> None:
 def test_tansu_killed_no_longer_answers_and_stops_twice(broker: Tansu) -> None:
     broker.kill()
     broker.stop()
-    with pytest.raises(Exception, match=r"(?i)bootstrap|broker"):
-        KafkaAdminClient(bootstrap_servers=broker.address, bootstrap_timeout_ms=500)
+    host, port = broker.address.split(":")
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection((host, int(port)))
 
 
 @pytest.mark.kafka
