@@ -1,0 +1,58 @@
+"""The inner loop: one MAP step from honest residuals, for all users of a batch at once.
+
+A residual is honest when it is the error of a prediction made before the event by the start alone:
+`g_t = f(item_t) - E_p[f]` under `p = softmax(tau * start)`. Refitting what the start has already used learns nothing.
+With the metric shared by all users and diagonal (its eigenbasis), a user's state is one vector and one count:
+
+    state_t = discount * state_{t-1} + g_t
+    deviation = state / (weight(count) * metric + precision) / tau
+
+which is the maximum a posteriori Newton step of a softmax model with a Gaussian prior (Laplace approximation).
+Letters: U users, N catalogue items, F inner factors.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class InnerStep:
+    """The learnt constants of the step; metric and precision are [F]."""
+
+    metric: Tensor
+    precision: Tensor
+    tau: float
+    discount: float
+    trust_radius: float
+    step_from: int
+
+    def weight(self, state_events: Tensor) -> Tensor:
+        """Discounted number of residuals [U] (float32) in a state of `state_events` [U] residuals."""
+        count = state_events.to(self.metric.dtype)
+        if self.discount == 1.0:
+            return count
+        return (1.0 - torch.pow(self.discount, count)) / (1.0 - self.discount)
+
+    def deviation(self, state: Tensor, state_events: Tensor, num_events: Tensor) -> Tensor:
+        """Change of the user's factors [U, F], limited to the trust region; zero before `step_from` positives.
+
+        The length is measured by the shared metric: `tau * sqrt(dev' metric dev)` is the standard deviation of the
+        change of `tau * logits` under the start's prediction.
+        """
+        step = state / (self.weight(state_events)[:, None] * self.metric + self.precision) / self.tau
+        length = self.tau * (step.square() * self.metric).sum(1).clamp(min=1e-12).sqrt()
+        scale = (self.trust_radius / length).clamp(max=1.0)
+        scale = torch.where(num_events >= self.step_from, scale, torch.zeros_like(scale))
+        return step * scale[:, None]
+
+    def residual(self, prediction: Tensor, factors: Tensor, targets: Tensor) -> Tensor:
+        """Honest residual [U, F] of the start's prediction [U, N] (a distribution) at targets [U] (rows of factors)."""
+        return factors[targets] - prediction @ factors
+
+    def learn(self, state: Tensor, residual: Tensor) -> Tensor:
+        """State [U, F] after one more residual [U, F]."""
+        return self.discount * state + residual

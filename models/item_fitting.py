@@ -1,0 +1,112 @@
+"""Item-item parts and item factors from interactions: the slow, exact matrices that the served tables stand for.
+
+Letters: E events, U users, N items, F factors.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from models.episodes import History, Interactions
+
+PARTS = ("cosine", "next20", "next5", "ease")
+DECAYS = (0.9, 0.9, 0.8, 0.9)
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """Users' distinct items as two sorted index lists (user number, item)."""
+
+    users: Tensor
+    items: Tensor
+    num_users: int
+    num_items: int
+
+    @classmethod
+    def of(cls, interactions: Interactions) -> Matrix:
+        """Number the users 0..U-1 and drop repeats."""
+        _, users = interactions.users.unique(return_inverse=True)
+        num_users = int(users.max()) + 1 if len(users) else 0
+        cells = (users * interactions.num_items + interactions.items).unique()
+        return cls(cells // interactions.num_items, cells % interactions.num_items, num_users, interactions.num_items)
+
+    def gram(self) -> Tensor:
+        """How many users had both: [N, N] float32."""
+        dense = torch.zeros(self.num_users, self.num_items)
+        dense[self.users, self.items] = 1.0
+        return dense.T @ dense
+
+
+def directed(interactions: Interactions, history: History, horizon: int) -> Tensor:
+    """How often column came within `horizon` events after row: [N, N] float32."""
+    num = interactions.num_items
+    items, position = interactions.items[history.order], history.position[history.order]
+    counts = torch.zeros(num * num)
+    for lag in range(1, min(horizon, len(items) - 1) + 1):
+        later = position[lag:] >= lag
+        cell = items[:-lag][later] * num + items[lag:][later]
+        counts.index_add_(0, cell, torch.ones(len(cell)))
+    return counts.view(num, num)
+
+
+def ease(gram: Tensor, ridge: float = 1000.0) -> Tensor:
+    """EASE item-item weights [N, N], row = item had, column = item scored (Steck 2019)."""
+    inverse = torch.linalg.inv(gram + ridge * torch.eye(len(gram)))
+    weights = -inverse / inverse.diagonal()[None]
+    return weights.fill_diagonal_(0.0)
+
+
+def part_matrices(interactions: Interactions) -> list[Tensor]:
+    """The parts in the order of PARTS, each [N, N]: row = item had, column = item scored."""
+    history = History.of(interactions.users)
+    gram = Matrix.of(interactions).gram()
+    events = gram.diagonal().clone()
+    both = torch.sqrt(events[:, None] * events[None])
+    weights = ease(gram)
+    cosine = gram.fill_diagonal_(0.0) / (both + 5.0)
+    next20 = directed(interactions, history, 20).fill_diagonal_(0.0) / (both + 20.0)
+    next5 = directed(interactions, history, 5).fill_diagonal_(0.0) / (both + 5.0)
+    return [cosine, next20, next5, weights]
+
+
+def als_factors(
+    matrix: Matrix, *, num_factors: int = 64, ridge: float = 20.0, alpha: float = 3.0, rounds: int = 8, seed: int = 0
+) -> Tensor:
+    """Item factors [N, F] of implicit ALS (Hu 2008): lengths evened out, centred, mean squared length 1."""
+    generator = torch.Generator().manual_seed(seed)
+    items = 0.1 * torch.randn(matrix.num_items, num_factors, generator=generator)
+    by_item = torch.argsort(matrix.items, stable=True)
+    for _ in range(rounds):
+        users = _half(matrix.users, matrix.items, items, matrix.num_users, ridge=ridge, alpha=alpha)
+        items = _half(
+            matrix.items[by_item], matrix.users[by_item], users, matrix.num_items, ridge=ridge, alpha=alpha
+        )
+    squared = items.square().sum(1, keepdim=True)
+    items = items / torch.sqrt(squared + 0.05 * squared.median() + 1e-12)
+    items = items - items.mean(0)
+    return items / items.square().sum(1).mean().sqrt().clamp(min=1e-6)
+
+
+def _half(rows: Tensor, columns: Tensor, fixed: Tensor, num_rows: int, *, ridge: float, alpha: float) -> Tensor:
+    """Solve for every row's factors given the columns' factors; `rows` is sorted."""
+    num_factors = fixed.shape[1]
+    shared = fixed.T @ fixed + ridge * torch.eye(num_factors)
+    counts = torch.bincount(rows, minlength=num_rows)
+    first = torch.cumsum(counts, 0) - counts
+    solved = torch.zeros(num_rows, num_factors)
+    by_length = torch.argsort(counts, descending=True, stable=True)
+    for chunk in by_length.split(64):
+        longest = int(counts[chunk[0]])
+        if longest == 0:
+            break
+        slot = torch.arange(longest)
+        present = slot < counts[chunk][:, None]
+        place = (first[chunk][:, None] + slot).clamp(max=len(columns) - 1)
+        had = fixed[columns[place]] * present[..., None]
+        normal = shared + alpha * had.transpose(1, 2) @ had
+        factor = torch.linalg.cholesky(normal)
+        solved[chunk] = torch.cholesky_solve((1 + alpha) * had.sum(1)[..., None], factor)[..., 0]
+    return solved

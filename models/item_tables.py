@@ -1,0 +1,93 @@
+"""The catalogue's vectors: learnt ones, shrunk towards what the item's text predicts; text alone for new items.
+
+Letters: N catalogue items, T text dimensions, D item-item dimensions, P parts, M neighbours, F inner factors.
+Tables read by support rows have one more row of zeros at N, so that padding (-1) reads zeros.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from models.meta_parameters import MetaParameters
+
+
+@dataclass(frozen=True)
+class ItemTables:
+    """N catalogue items on one device, rows ordered by item id in bytes order.
+
+    Attributes:
+        vectors: [N, D + F] out-vectors and inner factors side by side.
+        item_in: [N + 1, P * D] in-vectors.
+        spread: [N + 1, P] variance over the catalogue that the D dimensions leave out.
+        neighbour_items: [N + 1, M] int64 catalogue rows; N where there is none (or it has left the catalogue).
+        neighbour_values: [N + 1, M, P].
+        trained_index: [N] row of the meta-parameters, -1 for an item they do not know.
+    """
+
+    vectors: Tensor
+    item_in: Tensor
+    spread: Tensor
+    neighbour_items: Tensor
+    neighbour_values: Tensor
+    trained_index: Tensor
+
+    @property
+    def num_items(self) -> int:
+        """N."""
+        return self.vectors.shape[0]
+
+
+def assemble_items(parameters: MetaParameters, text_embeddings: Tensor, trained_index: Tensor) -> ItemTables:
+    """Build the tables from text embeddings [N, T] and trained_index [N] (-1 = not trained), on the device of the former.
+
+    A vector is `n / (n + c)` of the learnt one plus the rest of the text's prediction, n events, c = shrinkage.
+    """
+    p = _on(parameters, text_embeddings.device)
+    known, row = trained_index >= 0, trained_index.clamp(min=0)
+    num_items, (_, num_parts, dims) = len(trained_index), p.item_in.shape
+    ones = text_embeddings.new_ones(num_items, 1)
+    predicted = torch.cat([text_embeddings, ones], 1) @ p.text_map
+    learnt = torch.cat([p.item_out, p.item_in.flatten(1), p.item_factors], 1)[row]
+    events = p.item_events[row]
+    trust = torch.where(known, events / (events + p.shrinkage).clamp(min=1e-9), torch.zeros_like(events))[:, None]
+    blended = trust * learnt + (1 - trust) * predicted
+    out, item_in, factors = blended.split([dims, num_parts * dims, p.item_factors.shape[1]], 1)
+    neighbours, values = _neighbours(p, trained_index)
+    return ItemTables(
+        vectors=torch.cat([out, factors], 1).contiguous(),
+        item_in=_padded(item_in),
+        spread=_padded(torch.where(known[:, None], p.item_spread[row], torch.zeros_like(p.item_spread[row]))),
+        neighbour_items=neighbours,
+        neighbour_values=values,
+        trained_index=trained_index,
+    )
+
+
+def initial_counts(parameters: MetaParameters, trained_index: Tensor) -> Tensor:
+    """Position-popularity counts [B, N] of a catalogue at the start of a version: zero for items it does not know."""
+    counts = parameters.counts.to(trained_index.device)[:, trained_index.clamp(min=0)]
+    return torch.where(trained_index >= 0, counts, torch.zeros_like(counts))
+
+
+def _on(parameters: MetaParameters, device: torch.device) -> MetaParameters:
+    moved = {name: tensor.to(device) for name, tensor in parameters.tensors().items()}
+    return MetaParameters.from_parts(moved, parameters.metadata())
+
+
+def _neighbours(p: MetaParameters, trained_index: Tensor) -> tuple[Tensor, Tensor]:
+    num_items, num_trained = len(trained_index), p.item_out.shape[0]
+    known, row = trained_index >= 0, trained_index.clamp(min=0)
+    catalogue_row = torch.full((num_trained + 1,), num_items, dtype=torch.int64, device=row.device)
+    catalogue_row[trained_index[known]] = torch.arange(num_items, device=row.device)[known]
+    # index -1 reads the last entry, which stays "none"
+    neighbours = torch.where(known[:, None], catalogue_row[p.neighbour_items[row]], num_items)
+    values = torch.where((neighbours < num_items)[..., None], p.neighbour_values[row], 0.0)
+    none = neighbours.new_full((1, neighbours.shape[1]), num_items)
+    return torch.cat([neighbours, none]), _padded(values)
+
+
+def _padded(table: Tensor) -> Tensor:
+    return torch.cat([table, table.new_zeros(1, *table.shape[1:])]).contiguous()
