@@ -61,6 +61,10 @@ class Outbox:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         if kind is None:
             self.flush()
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection; what was not flushed may be lost."""
         self._producer.close(timeout=5)
 
     def _confirmed(self, _metadata: Any) -> None:
