@@ -1,0 +1,382 @@
+"""The inner loop over a micro-batch: who is touched, predicted before each event, adapted in rounds, listed once.
+
+Pure: a micro-batch and the state in memory go in, rows for one transaction come out. Round r takes every user's r-th
+event, so each prediction is made with the state after that user's preceding event, whatever else is in the batch.
+
+Letters: E events, U users touched, S support slots, N catalogue items, R prior rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from models.item_tables import initial_counts
+from models.popularity import NUM_BUCKETS, bucket_of, priors
+from models.ranker import Ranker, TaskBatch, Top
+from pipeline.batching import (
+    APPLIED,
+    CONFLICTING,
+    DUPLICATE,
+    FOREIGN,
+    DeadLetter,
+    MicroBatch,
+    dead_letter,
+    fates,
+    occurrence,
+)
+from pipeline.catalogue import Catalogue
+from pipeline.item_statistics import EPOCH, ItemStatistics
+from pipeline.support import Ints, Segments, UserTable, tail_length
+from schemas.event_types import CODES, DEFAULT_EVENT_TYPES
+
+CHUNK = 64  # users per call of the ranker: a fixed size keeps each row's result independent of the others
+NUM_POPULAR = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Types:
+    """Label and weight of each event type, by its stored code."""
+
+    positive: NDArray[np.bool_]
+    dismissal: NDArray[np.bool_]
+    weight: NDArray[np.float32]
+
+    @classmethod
+    def of(cls, overrides: Mapping[str, tuple[int | None, float]]) -> Types:
+        """Tabulate the default event types, with (label, weight) of those that the settings change."""
+        size = len(DEFAULT_EVENT_TYPES)
+        table = cls(np.zeros(size, bool), np.zeros(size, bool), np.zeros(size, np.float32))
+        for code, (name, default_label, default_weight) in enumerate(DEFAULT_EVENT_TYPES):
+            label, weight = overrides.get(name, (default_label, default_weight))
+            table.positive[code], table.dismissal[code], table.weight[code] = label == 1, label == 0, weight
+        return table
+
+
+@dataclass(slots=True)
+class Prequential:
+    """What was predicted before each positive [E], in (partition, offset) order."""
+
+    partition: Ints
+    offset: Ints
+    record_ms: Ints
+    user_ids: list[str]
+    item_nos: Ints
+    types: Ints
+    num_events: Ints
+    loss_adapted: NDArray[np.float32]
+    loss_start: NDArray[np.float32]
+    rank_adapted: Ints
+    rank_start: Ints
+    rank_popular: Ints
+
+
+@dataclass(slots=True)
+class Lists:
+    """The lists of U users (or partitions): item numbers and scores [U, k], how many count [U]."""
+
+    item_nos: Ints
+    scores: NDArray[np.float64]
+    lengths: Ints
+
+
+@dataclass(slots=True)
+class Outcome:
+    """Everything that one micro-batch changes; written in one transaction."""
+
+    batch: MicroBatch
+    slots: Ints
+    lists: Lists
+    prequential: Prequential
+    id_segments: Segments
+    seen_segments: Segments
+    statistics: dict[int, ItemStatistics]
+    popular: dict[int, Lists]
+    version: int
+
+
+@dataclass(slots=True)
+class _Events:
+    """The applied events of a micro-batch as columns [E], the priors they read [R, N], and what was predicted."""
+
+    slots: Ints
+    partition: Ints
+    offset: Ints
+    record_ms: Ints
+    ids: Ints
+    bodies: Ints
+    types: Ints
+    items: Ints
+    positive: NDArray[np.bool_]
+    num_events: Ints
+    prior_rows: Ints = field(init=False)
+    priors: Tensor = field(init=False)
+    losses: NDArray[np.float32] = field(init=False)
+    ranks: Ints = field(init=False)
+
+    def __post_init__(self) -> None:
+        num = len(self.slots)
+        self.prior_rows, self.priors = np.zeros(num, np.int64), torch.zeros(0, 0)
+        self.losses, self.ranks = np.zeros((2, num), np.float32), np.zeros((3, num), np.int64)
+
+
+class Adaptation:
+    """Users and item statistics of the partitions a worker holds, under one meta version and one catalogue snapshot."""
+
+    def __init__(self, table: UserTable, types: Types, *, top_n: int, recommend_seen: bool | None = None) -> None:
+        self.table = table
+        self.statistics: dict[int, ItemStatistics] = {}
+        self._types = types
+        self._top_n = top_n
+        self._recommend_seen_setting = recommend_seen
+        self._priors: dict[int, tuple[int, Tensor]] = {}
+
+    def activate(self, version: int, ranker: Ranker, catalogue: Catalogue) -> None:
+        """Take a meta version and a catalogue snapshot into use from the next micro-batch on."""
+        self.version, self.ranker, self.catalogue = version, ranker, catalogue
+        setting = self._recommend_seen_setting
+        if self.table.adapter.shape[1] != ranker.state_size:
+            self.table.adapter = np.zeros((self.table.capacity, ranker.state_size), np.float32)
+        self._recommend_seen = ranker.parameters.recommend_seen if setting is None else setting
+        self._row_nos = torch.from_numpy(catalogue.item_nos)
+        self._priors = {}
+
+    def initial_statistics(self, offset: int) -> ItemStatistics:
+        """Statistics of a partition that has none yet: the version's counts, as of this offset's epoch."""
+        counts = torch.zeros(NUM_BUCKETS, len(self.catalogue.row_of))
+        counts[:, self._row_nos] = initial_counts(self.ranker.parameters, self.catalogue.tables.trained_index).cpu()
+        return ItemStatistics(offset // EPOCH * EPOCH, counts, self.ranker.parameters.half_life)
+
+    def forget(self, partition: int) -> None:
+        """Drop what is remembered of a partition: somebody else may have moved it."""
+        self.table.forget_partition(partition)
+        self.statistics.pop(partition, None)
+        self._priors.pop(partition, None)
+
+    def apply(self, batch: MicroBatch) -> Outcome:
+        """Decide every event's fate and adapt every user touched. All users must have slots, all items numbers."""
+        slots = self._settle_fates(batch, self.table.slots([event.user_id for event in batch.events]))
+        self._reset_older_versions(slots)
+        events = self._events(batch, slots)
+        changed = self._read_priors(events)
+        segments = Segments(), Segments()
+        self._rounds(events, *segments)
+        last = np.flatnonzero(occurrence(slots[::-1])[::-1] == 0)
+        self.table.last_offset[slots[last]] = batch.offset[last]
+        return Outcome(
+            batch,
+            slots[last],
+            self._list(slots[last], events.priors, events.prior_rows[last] // NUM_BUCKETS * NUM_BUCKETS),
+            self._prequential(events),
+            *segments,
+            {partition: self.statistics[partition] for partition in np.unique(events.partition).tolist()},
+            {partition: self.popular(partition) for partition in changed},
+            self.version,
+        )
+
+    def popular(self, partition: int) -> Lists:
+        """The list of a user without events, from a partition's current counts."""
+        current = self._prior(partition)
+        tasks = self._tasks(np.zeros(0, np.int64), np.zeros(0, np.int64))
+        top = self.ranker.rank(tasks, current, min(NUM_POPULAR, len(self._row_nos)))
+        return self._lists([Top(top.items[:1], top.logits[:1])])
+
+    def _settle_fates(self, batch: MicroBatch, slots: Ints) -> Ints:
+        fate = fates(batch, slots, self.table)
+        by_partition = {advance.partition: advance for advance in batch.advances}
+        for index in np.flatnonzero(fate != APPLIED).tolist():
+            advance = by_partition[int(batch.partition[index])]
+            if fate[index] == DUPLICATE:
+                advance.duplicates += 1
+                continue
+            advance.dead_lettered += 1
+            batch.dead_letters.append(self._rejected(batch, index, int(fate[index]), int(slots[index])))
+        applied = fate == APPLIED
+        for partition in batch.partition[applied].tolist():
+            by_partition[partition].applied += 1
+        batch.keep(applied)
+        return slots[applied]
+
+    def _rejected(self, batch: MicroBatch, index: int, fate: int, slot: int) -> DeadLetter:
+        reason, detail = {
+            CONFLICTING: ("CONFLICTING_DUPLICATE", "this event_id came before with another body"),
+            FOREIGN: ("KEY_MISMATCH", f"this user's events live in partition {self.table.partition[slot]}"),
+        }[fate]
+        return dead_letter(batch.records[index], reason, detail)
+
+    def _reset_older_versions(self, slots: Ints) -> None:
+        stale = slots[self.table.meta_version[slots] != self.version]
+        self.table.adapter[stale] = 0
+        self.table.adapter_events[stale] = 0
+        self.table.meta_version[stale] = self.version
+
+    def _events(self, batch: MicroBatch, slots: Ints) -> _Events:
+        number_of, num = self.catalogue.number_of, len(slots)
+        types = np.fromiter((CODES[event.type] for event in batch.events), np.int64, num)
+        items = np.fromiter((number_of[event.item_id] for event in batch.events), np.int64, num)
+        positive = self._types.positive[types]
+        return _Events(
+            slots,
+            batch.partition,
+            batch.offset,
+            batch.record_ms,
+            np.fromiter((event.id_hash for event in batch.events), np.int64, num),
+            np.fromiter((event.body_hash for event in batch.events), np.int64, num),
+            types,
+            items,
+            positive,
+            num_events=self.table.num_events[slots] + _earlier(slots, positive),
+        )
+
+    def _read_priors(self, events: _Events) -> set[int]:
+        """Advance the item statistics past the batch, and note which priors each event reads.
+
+        Counting needs no scores, so all epochs of the batch are known before its first round. Gives the partitions
+        whose counts have moved.
+        """
+        changed, blocks = set[int](), list[Tensor]()
+        buckets = bucket_of(torch.from_numpy(events.num_events)).numpy()
+        epochs = events.offset // EPOCH * EPOCH
+        for partition, epoch in sorted(set(zip(events.partition.tolist(), epochs.tolist(), strict=True))):
+            now = np.flatnonzero((events.partition == partition) & (epochs == epoch))
+            statistics = self.statistics[partition]
+            if statistics.move_to(epoch):
+                changed.add(partition)
+            events.prior_rows[now] = len(blocks) * NUM_BUCKETS + buckets[now]
+            blocks.append(self._prior(partition))
+            counted = now[events.positive[now]]
+            statistics.add(buckets[counted], events.items[counted])
+        if blocks:
+            events.priors = torch.cat(blocks)
+        return changed
+
+    def _prior(self, partition: int) -> Tensor:
+        """Priors [B, N] of a partition's current epoch."""
+        statistics = self.statistics[partition]
+        epoch, prior = self._priors.get(partition, (-1, torch.zeros(0)))
+        if epoch != statistics.epoch_offset:
+            prior = priors(statistics.of_rows(self._row_nos).to(self.ranker.items.vectors.device))
+            self._priors[partition] = statistics.epoch_offset, prior
+        return prior
+
+    def _rounds(self, events: _Events, id_segments: Segments, seen_segments: Segments) -> None:
+        turn = occurrence(events.slots)
+        order = np.argsort(turn, kind="stable")
+        dismissal = self._types.dismissal[events.types]
+        rows = self.catalogue.row_of[events.items]
+        for now in np.split(order, np.flatnonzero(np.diff(turn[order])) + 1) if len(order) else []:
+            self.table.append_ids(events.slots[now], events.ids[now], events.bodies[now], id_segments)
+            liked, disliked = now[events.positive[now]], now[dismissal[now]]
+            for learnt in _chunks(liked[rows[liked] >= 0]):
+                self._learn(events, learnt, rows[learnt])
+            self.table.append_positive(events.slots[liked], events.items[liked], events.types[liked])
+            self.table.append_seen(events.slots[liked], events.items[liked], seen_segments)
+            self.table.append_seen(events.slots[disliked], -events.items[disliked], seen_segments)
+
+    def _learn(self, events: _Events, now: Ints, targets: Ints) -> None:
+        """Predict these events (of distinct users) before learning, then move the users' adapters."""
+        slots, size = events.slots[now], len(now)
+        tasks = self._tasks(slots, events.prior_rows[now])
+        step = self.ranker.step(tasks, events.priors, _padded(targets, -1).to(tasks.support.device))
+        self.table.adapter[slots] = step.state[:size].cpu().numpy()
+        self.table.adapter_events[slots] = step.state_events[:size].cpu().numpy()
+        events.losses[:, now] = torch.stack([step.loss_adapted, step.loss_start])[:, :size].cpu().numpy()
+        ranks = torch.stack([step.rank_adapted, step.rank_start, step.rank_popular])
+        events.ranks[:, now] = ranks[:, :size].cpu().numpy()
+
+    def _prequential(self, events: _Events) -> Prequential:
+        chosen = np.flatnonzero(events.positive)
+        return Prequential(
+            events.partition[chosen],
+            events.offset[chosen],
+            events.record_ms[chosen],
+            self.table.user_ids(events.slots[chosen]),
+            events.items[chosen],
+            events.types[chosen],
+            events.num_events[chosen],
+            *events.losses[:, chosen],
+            *events.ranks[:, chosen],
+        )
+
+    def _list(self, slots: Ints, stacked: Tensor, bases: Ints) -> Lists:
+        rows = bases + bucket_of(torch.from_numpy(self.table.num_events[slots])).numpy()
+        k = min(self._top_n, len(self._row_nos))
+        tops = []
+        for now in _chunks(np.arange(len(slots))):
+            top = self.ranker.rank(self._tasks(slots[now], rows[now]), stacked, k)
+            tops.append(Top(top.items[: len(now)], top.logits[: len(now)]))
+        return self._lists(tops)
+
+    def _lists(self, tops: list[Top]) -> Lists:
+        if not tops:
+            return Lists(np.zeros((0, 0), np.int64), np.zeros((0, 0)), np.zeros(0, np.int64))
+        items = torch.cat([top.items for top in tops]).cpu().numpy()
+        scores = torch.sigmoid(torch.cat([top.logits for top in tops]).double()).cpu().numpy()
+        listed = items >= 0
+        return Lists(np.where(listed, self.catalogue.item_nos[items], 0), scores, listed.sum(1))
+
+    def _tasks(self, slots: Ints, prior_rows: Ints) -> TaskBatch:
+        table, device = self.table, self.ranker.items.vectors.device
+        size = self.ranker.parameters.support_size
+        columns = {
+            "support": _padded(self.catalogue.row_of[table.support_items[slots, -size:]], -1),
+            "weights": _padded(self._types.weight[table.support_types[slots, -size:]], 0),
+            "num_events": _padded(table.num_events[slots], 0),
+            "state": _padded(table.adapter[slots], 0),
+            "state_events": _padded(table.adapter_events[slots], 0),
+            "excluded": _padded(self._excluded(slots), -1),
+            "prior_rows": _padded(prior_rows, 0),
+        }
+        return TaskBatch(**{name: column.to(device) for name, column in columns.items()})
+
+    def _excluded(self, slots: Ints) -> Ints:
+        """Rows not to be listed [U, X], -1 where none: dismissed, withdrawn and (unless the scene repeats) seen items."""
+        marks = np.where(
+            np.arange(self.table.recent_seen.shape[1]) < tail_length(self.table.num_seen[slots])[:, None],
+            self.table.recent_seen[slots],
+            0,
+        ).astype(np.int64)
+        long = [place for place, slot in enumerate(slots.tolist()) if slot in self.table.older_seen]
+        if long:
+            seen = {place: self.table.seen(int(slots[place])) for place in long}
+            wide = np.zeros((len(slots), max(map(len, seen.values()))), np.int64)
+            wide[:, : marks.shape[1]] = marks[:, : wide.shape[1]]
+            for place, row in seen.items():
+                wide[place] = 0
+                wide[place, : len(row)] = row
+            marks = wide
+        if self._recommend_seen:
+            marks = np.minimum(marks, 0)
+        rows = self.catalogue.row_of[np.abs(marks)]
+        withdrawn = np.broadcast_to(self.catalogue.unavailable, (len(slots), len(self.catalogue.unavailable)))
+        both: Ints = np.concatenate([rows, withdrawn], 1)
+        return both
+
+
+def _earlier(slots: Ints, positive: NDArray[np.bool_]) -> Ints:
+    """For each event, how many earlier positives the batch holds of its user. [E]"""
+    order = np.argsort(slots, kind="stable")
+    running: Ints = np.cumsum(positive[order]) - positive[order]
+    ordered = slots[order]
+    start = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]]) if len(slots) else np.zeros(0, np.int64)
+    sizes = np.diff(np.r_[start, len(slots)])
+    result = np.empty(len(slots), np.int64)
+    result[order] = running - np.repeat(running[start] if len(start) else start, sizes)
+    return result
+
+
+def _chunks(indices: Ints) -> Iterator[Ints]:
+    for first in range(0, len(indices), CHUNK):
+        yield indices[first : first + CHUNK]
+
+
+def _padded(rows: NDArray[np.generic], value: int) -> Tensor:
+    """Rows [n ≤ CHUNK, …] padded to [CHUNK, …]."""
+    padded = np.full((CHUNK, *rows.shape[1:]), value, rows.dtype)
+    padded[: len(rows)] = rows
+    return torch.from_numpy(padded)

@@ -1,0 +1,199 @@
+"""From records to fates: decode a micro-batch, number each user's events, and tell new events from repeated ones.
+
+Pure functions over records and a `UserTable`; whatever is decided here depends on the records, their partition's
+earlier log and nothing else, so that a log gives the same rows however it is cut into batches.
+
+Letters: E events of the micro-batch, in the order of (partition, offset).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.support import Ints, UserTable
+from pipeline.transport import Chunk, Record
+from schemas.events import Interaction, Rejected
+
+Parse = Callable[[bytes | None, bytes | None, int], Interaction | Rejected]
+
+APPLIED, DUPLICATE, CONFLICTING, FOREIGN = 0, 1, 2, 3  # fates of a well-formed event
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """An event that can never be applied, and why."""
+
+    topic: str
+    partition: int
+    offset: int
+    reason: str
+    detail: str
+    key: bytes | None
+    payload: bytes | None
+    record_ms: int
+
+
+@dataclass(slots=True)
+class Advance:
+    """How far one partition moves, and the fates of the offsets it passes: they add up to the distance."""
+
+    topic: str
+    partition: int
+    start: int
+    next_offset: int
+    applied: int = 0
+    dead_lettered: int = 0
+    duplicates: int = 0
+    dropped: int = 0
+    skipped: int = 0
+
+
+@dataclass(slots=True)
+class MicroBatch:
+    """The well-formed events of a micro-batch as columns [E], what was rejected, and how far each partition moves."""
+
+    advances: list[Advance] = field(default_factory=list)
+    dead_letters: list[DeadLetter] = field(default_factory=list)
+    events: list[Interaction] = field(default_factory=list)
+    records: list[Record] = field(default_factory=list)
+    partition: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
+    offset: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
+    record_ms: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
+
+    def keep(self, chosen: NDArray[np.bool_]) -> None:
+        """Leave only these events."""
+        self.take(np.flatnonzero(chosen))
+
+    def take(self, indices: Ints) -> None:
+        """Leave these events, in this order."""
+        self.events = [self.events[index] for index in indices.tolist()]
+        self.records = [self.records[index] for index in indices.tolist()]
+        self.partition, self.offset = self.partition[indices], self.offset[indices]
+        self.record_ms = self.record_ms[indices]
+
+
+def micro_batch(chunks: Iterable[Chunk], positions: Mapping[int, int], parse: Parse) -> MicroBatch:
+    """Decode the chunks' records from the positions on.
+
+    Args:
+        chunks: of one topic; several of a partition follow one another.
+        positions: next offset to apply, by partition.
+        parse: (key, value, Kafka timestamp in ms) → event or rejection; total.
+
+    Raises:
+        LostRecords: a chunk starts beyond its partition's position.
+
+    """
+    batch = MicroBatch()
+    for chunk in chunks:
+        advance = _advance_for(batch, chunk, positions[chunk.partition])
+        for record in chunk.records:
+            if record.offset < advance.next_offset:
+                continue  # fetched again after a seek: already applied
+            advance.skipped += record.offset - advance.next_offset
+            advance.next_offset = record.offset + 1
+            event = parse(record.key, record.value, record.timestamp)
+            if isinstance(event, Rejected):
+                advance.dead_lettered += 1
+                batch.dead_letters.append(dead_letter(record, event.reason, event.detail))
+            else:
+                batch.events.append(event)
+                batch.records.append(record)
+    places = [(record.partition, record.offset, record.timestamp) for record in batch.records]
+    batch.partition, batch.offset, batch.record_ms = np.array(places, np.int64).reshape(-1, 3).T
+    batch.take(np.lexsort((batch.offset, batch.partition)))
+    batch.advances = [advance for advance in batch.advances if advance.next_offset > advance.start]
+    return batch
+
+
+class LostRecords(Exception):
+    """A chunk between the position and this one never arrived. Stop: the restart seeks to the position again."""
+
+
+def occurrence(groups: Ints) -> Ints:
+    """For each element, how many earlier ones are equal to it. [E] → [E]"""
+    order = np.argsort(groups, kind="stable")
+    ordered = groups[order]
+    first = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]]) if len(groups) else np.zeros(0, np.int64)
+    counts = np.diff(np.r_[first, len(groups)])
+    within = np.arange(len(groups)) - np.repeat(first, counts)
+    result = np.empty(len(groups), np.int64)
+    result[order] = within
+    return result
+
+
+def fates(batch: MicroBatch, slots: Ints, table: UserTable) -> Ints:
+    """APPLIED, DUPLICATE, CONFLICTING or FOREIGN for each event. [E]
+
+    An event id is remembered for its user's last `id_horizon` applied events: the same id with the same body is a
+    duplicate, with another body a conflict; neither is remembered again. A user lives in the partition of the first
+    event; one that turns up in another (a foreign partitioner) is FOREIGN there.
+
+    Args:
+        slots: [E] the slot of each event's user, in which the partition is set.
+
+    """
+    result = np.where(table.partition[slots] == batch.partition, APPLIED, FOREIGN).astype(np.int64)
+    if not len(slots):
+        return result
+    ids = np.fromiter((event.id_hash for event in batch.events), np.int64, len(slots))
+    for index in np.flatnonzero(_users_with_suspects(slots, ids, table)).tolist():
+        _settle(index, batch, slots, table, result)
+    return result
+
+
+def _users_with_suspects(slots: Ints, ids: Ints, table: UserTable) -> NDArray[np.bool_]:
+    """First events (a mask [E]) of the users of whom some event may repeat another: these are settled one by one."""
+    suspect = (table.recent_ids[slots] == ids[:, None]).any(1)
+    order = np.lexsort((ids, slots))
+    again = (slots[order][1:] == slots[order][:-1]) & (ids[order][1:] == ids[order][:-1])
+    suspect[order[1:][again]] = True
+    for slot in set(np.unique(slots).tolist()) & table.older_ids.keys():
+        of_user = np.flatnonzero(slots == slot)
+        suspect[of_user] |= np.isin(ids[of_user], table.older_ids[slot][0])
+    first = occurrence(slots) == 0
+    chosen: NDArray[np.bool_] = first & np.isin(slots, slots[suspect])
+    return chosen
+
+
+def _settle(first: int, batch: MicroBatch, slots: Ints, table: UserTable, result: Ints) -> None:
+    """Decide one user's events in order."""
+    slot = int(slots[first])
+    ids, bodies = table.ids(slot)
+    num_applied = int(table.num_applied[slot])
+    known = dict(
+        zip(ids.tolist(), zip(range(num_applied - len(ids), num_applied), bodies.tolist(), strict=True), strict=True)
+    )
+    for index in np.flatnonzero(slots == slot).tolist():
+        if result[index] == FOREIGN:
+            continue
+        event = batch.events[index]
+        ordinal, body = known.get(event.id_hash, (-1, 0))
+        if ordinal >= 0 and num_applied - ordinal <= table.id_horizon:
+            result[index] = DUPLICATE if body == event.body_hash else CONFLICTING
+        else:
+            known[event.id_hash] = (num_applied, event.body_hash)
+            num_applied += 1
+
+
+def _advance_for(batch: MicroBatch, chunk: Chunk, position: int) -> Advance:
+    for advance in batch.advances:
+        if advance.partition == chunk.partition:
+            break
+    else:
+        advance = Advance(chunk.topic, chunk.partition, position, position)
+        batch.advances.append(advance)
+    if chunk.start > advance.next_offset:
+        raise LostRecords(f"{chunk.topic}[{chunk.partition}]: at {advance.next_offset}, fetched from {chunk.start}")
+    return advance
+
+
+def dead_letter(record: Record, reason: str, detail: str) -> DeadLetter:
+    """Why this record can never be applied."""
+    return DeadLetter(
+        record.topic, record.partition, record.offset, reason, detail, record.key, record.value, record.timestamp
+    )

@@ -1,0 +1,80 @@
+"""The catalogue in Postgres: numbered snapshots of items, written from the `items` topic by whoever reads it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from psycopg2.extras import execute_values
+
+from pipeline.batching import Advance, DeadLetter
+from pipeline.catalogue import ListedItem
+from pipeline.store import Store, move_positions, write_dead_letters
+from schemas.events import CatalogueItem, Withdrawal
+
+# Snapshots are numbered in the order in which they commit: a reader that has seen one has seen all before it.
+LOCK_SNAPSHOTS = "LOCK TABLE innerloop.catalogue_snapshots IN SHARE ROW EXCLUSIVE MODE"
+NEW_SNAPSHOT = "INSERT INTO innerloop.catalogue_snapshots DEFAULT VALUES RETURNING snapshot"
+SAVE_ITEMS = """INSERT INTO innerloop.items AS i (item_id, text, attributes, available, known, snapshot) VALUES %s
+    ON CONFLICT (item_id) DO UPDATE SET text = excluded.text, attributes = excluded.attributes,
+    available = excluded.available, known = true, snapshot = excluded.snapshot, updated_at = clock_timestamp()
+    WHERE (i.text, i.attributes, i.available, i.known)
+        IS DISTINCT FROM (excluded.text, excluded.attributes, excluded.available, true)"""
+WITHDRAW_ITEMS = """UPDATE innerloop.items SET available = false, snapshot = %s, updated_at = clock_timestamp()
+    WHERE item_id = ANY(%s) AND available"""
+NEWEST_SNAPSHOT = "SELECT coalesce(max(snapshot), 0) FROM innerloop.catalogue_snapshots"
+ALL_ITEMS = "SELECT item_id, item_no, coalesce(text, ''), available, known FROM innerloop.items"
+NUMBER_ITEMS = """INSERT INTO innerloop.items (item_id, known, available)
+    SELECT unnest(%s::text[]), false, false ON CONFLICT (item_id) DO NOTHING"""
+ITEM_NUMBERS = "SELECT item_id, item_no FROM innerloop.items WHERE item_id = ANY(%s)"
+
+
+def read_items(store: Store) -> tuple[int, list[ListedItem]]:
+    """The newest snapshot's number and every item."""
+    with store.transaction() as cursor:
+        cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+        cursor.execute(NEWEST_SNAPSHOT)
+        (snapshot,) = cursor.fetchone() or (0,)
+        cursor.execute(ALL_ITEMS)
+        return snapshot, [ListedItem(*row) for row in cursor.fetchall()]
+
+
+def number_items(store: Store, item_ids: Sequence[str]) -> dict[str, int]:
+    """Numbers for items that only interactions have named; a number says nothing, so it may outlive a rollback."""
+    with store.transaction() as cursor:
+        cursor.execute(NUMBER_ITEMS, (sorted(item_ids),))
+        cursor.execute(ITEM_NUMBERS, (list(item_ids),))
+        return dict(cursor.fetchall())
+
+
+def write_items(
+    store: Store,
+    changes: Iterable[CatalogueItem | Withdrawal],
+    advances: Sequence[Advance],
+    dead_letters: Sequence[DeadLetter],
+) -> None:
+    """Apply a micro-batch of the `items` topic, the last change of an item winning; a snapshot only if one changed."""
+    last = {change.item_id: change for change in changes}
+    with store.transaction() as cursor:
+        move_positions(cursor, advances)
+        write_dead_letters(cursor, dead_letters)
+        if not last:
+            return
+        cursor.execute(LOCK_SNAPSHOTS)
+        cursor.execute("SAVEPOINT unchanged")
+        cursor.execute(NEW_SNAPSHOT)
+        (snapshot,) = cursor.fetchone() or (0,)
+        rows = [_row(change, snapshot) for _, change in sorted(last.items()) if isinstance(change, CatalogueItem)]
+        if rows:
+            execute_values(cursor, SAVE_ITEMS, rows, page_size=len(rows))
+        num_changed = max(cursor.rowcount, 0) if rows else 0
+        withdrawn = [item_id for item_id, change in last.items() if isinstance(change, Withdrawal)]
+        cursor.execute(WITHDRAW_ITEMS, (snapshot, withdrawn))
+        if num_changed + cursor.rowcount == 0:
+            cursor.execute("ROLLBACK TO SAVEPOINT unchanged")
+
+
+def _row(item: CatalogueItem, snapshot: int) -> tuple[Any, ...]:
+    attributes = None if item.attributes is None else json.dumps(item.attributes)
+    return item.item_id, item.text, attributes, item.available, True, snapshot

@@ -1,0 +1,48 @@
+"""Between the fetcher and the inner loop: fetched chunks wait here, so that batches grow when work takes longer."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+
+from pipeline.transport import Chunk, Fetch
+
+
+class Inbox:
+    """A bounded queue of fetches; `take` gives all that wait, up to a number of records."""
+
+    def __init__(self, *, max_records: int) -> None:
+        self._max_records = max_records
+        self._waiting: deque[Fetch] = deque()
+        self._num_records = 0
+        self._changed = asyncio.Condition()
+
+    async def put(self, fetch: Fetch) -> None:
+        """Add a fetch, waiting while more than twice a batch is waiting: this is what holds the consumer back."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: self._num_records < 2 * self._max_records)
+            self._waiting.append(fetch)
+            self._num_records += fetch.num_records
+            self._changed.notify_all()
+
+    async def take(self, generation: int) -> list[Chunk]:
+        """Wait for chunks of this consumer generation; older ones are dropped, the seek brings their records again."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: bool(self._waiting))
+            chunks: list[Chunk] = []
+            num_taken = 0
+            while self._waiting and num_taken < self._max_records:
+                fetch = self._waiting.popleft()
+                self._num_records -= fetch.num_records
+                if fetch.generation == generation:
+                    chunks += fetch.chunks
+                    num_taken += fetch.num_records
+            self._changed.notify_all()
+            return chunks
+
+    async def clear(self) -> None:
+        """Drop everything that waits."""
+        async with self._changed:
+            self._waiting.clear()
+            self._num_records = 0
+            self._changed.notify_all()

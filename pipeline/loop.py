@@ -1,0 +1,322 @@
+"""The work of a worker's thread: take partitions over, bring chunks into the database, follow versions and catalogue.
+
+Everything here runs in one thread and may block. Passing database failures are waited out with the chunks in hand;
+what is left are conditions that end the process, because a restart from the position mends them.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TypeVar
+
+import structlog
+from torch import Tensor
+
+from models.meta_parameters import MetaParameters
+from models.ranker import Ranker
+from pipeline.adaptation import Adaptation
+from pipeline.batching import Advance, DeadLetter, MicroBatch, Parse, dead_letter, micro_batch
+from pipeline.catalogue import build_catalogue, listed_rows
+from pipeline.catalogue_store import number_items, read_items, write_items
+from pipeline.store import Fenced, Store, StoreUnavailable
+from pipeline.transport import Chunk
+from schemas.errors import ConfigurationError
+from schemas.events import Rejected, parse_item
+
+log = structlog.get_logger()
+T = TypeVar("T")
+
+RETRY_SECONDS = (0.05, 2.0)  # first and longest pause while the database is away
+TAKE_OVER_ATTEMPTS = 5
+FOLLOW_SECONDS = 0.25  # how often versions and snapshots are looked for
+
+
+class DataGap(ConfigurationError):
+    """Events were deleted before they were read: set INNERLOOP_ACCEPT_DATA_GAP=true once to go on without them."""
+
+
+class TopicRecreated(ConfigurationError):
+    """The position lies beyond the topic's end: it was made anew. Migrate into a new database, or restore the topic."""
+
+
+class DeadLetterFlood(ConfigurationError):
+    """Most of the recent events were malformed: a bad deployment of a producer must not dead-letter a whole topic."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """Where a version's parameters come from, and the text embeddings [N, T] that they expect."""
+
+    parameters: Callable[[int], MetaParameters]
+    embeddings: Callable[[Sequence[str], MetaParameters], Tensor]
+
+
+@dataclass(slots=True)
+class Measures:
+    """What the last batches did, for the log: counts, and milliseconds from Kafka's timestamp to the COMMIT."""
+
+    num_events: int = 0
+    num_batches: int = 0
+    freshness_ms: list[float] = field(default_factory=list)
+
+
+class Loop:
+    """State of the partitions that a worker holds, and the steps on it."""
+
+    def __init__(
+        self,
+        store: Store,
+        adaptation: Adaptation,
+        sources: Sources,
+        *,
+        topics: tuple[str, str],
+        parse: Parse,
+        dead_letter_limit: tuple[float, int],
+        accept_data_gap: bool,
+    ) -> None:
+        self.store, self.adaptation, self.sources = store, adaptation, sources
+        self.interactions, self.items = topics
+        self.positions: dict[tuple[str, int], int] = {}
+        self.measures = Measures()
+        self._parse = parse
+        self._limit, self._window = dead_letter_limit
+        self._recent: list[tuple[int, int]] = []  # (offsets passed, dead letters) of the newest batches
+        self._accept_data_gap = accept_data_gap
+        self._live: tuple[int | None, int] = (None, -1)
+        self._followed_at = 0.0
+        self._intended: dict[tuple[str, int], int] = {}
+        self.stopping = False
+
+    def wait_for_version(self) -> None:
+        """Wait until a meta version is live, saying once what makes one."""
+        said = False
+        while not self.stopping:
+            if self._patiently(self.store.heads)[0] is not None:
+                return self.follow(force=True)
+            if not said:
+                log.warning("no meta version is live: run `innerloop meta-train`; waiting, nothing is consumed")
+                said = True
+            time.sleep(0.5)
+
+    def take_over(self, bounds: Mapping[tuple[str, int], tuple[int, int]]) -> dict[tuple[str, int], int]:
+        """Positions at which assigned partitions go on.
+
+        Args:
+            bounds: (beginning, end) offsets that the broker has, by (topic, partition).
+
+        Raises:
+            DataGap, TopicRecreated: the broker's log does not continue the position.
+
+        """
+        for attempt in range(TAKE_OVER_ATTEMPTS):
+            try:
+                return self._take_over(bounds)
+            except Fenced:  # the previous owner's last transaction came in between: its partitions are ours now
+                if attempt == TAKE_OVER_ATTEMPTS - 1:
+                    raise
+        raise AssertionError
+
+    def _take_over(self, bounds: Mapping[tuple[str, int], tuple[int, int]]) -> dict[tuple[str, int], int]:
+        for topic in (self.interactions, self.items):
+            mine = {partition: bounds[topic, partition] for name, partition in bounds if name == topic}
+            found = self._patiently(partial(self.store.positions, topic, mine))
+            for partition, (beginning, end) in mine.items():
+                position = self._position(topic, partition, found.get(partition), (beginning, end))
+                if self.positions.get((topic, partition)) != position:
+                    self._forget(topic, partition)
+                self.positions[topic, partition] = position
+        for key in self.positions.keys() - bounds.keys():
+            self._forget(*key)
+            del self.positions[key]
+        self.follow(force=True)
+        self._activate()
+        return dict(self.positions)
+
+    def advance(self, chunks: Sequence[Chunk]) -> dict[tuple[str, int], int]:
+        """Bring chunks into the database; gives the positions that are durable now. Catalogue changes go first."""
+        moved: dict[tuple[str, int], int] = {}
+        for topic, step in ((self.items, self._advance_items), (self.interactions, self._advance_interactions)):
+            mine = [chunk for chunk in chunks if chunk.topic == topic]
+            if mine:
+                self._patiently(partial(step, mine), forgetting=topic)
+                moved |= {key: self.positions[key] for key in {(chunk.topic, chunk.partition) for chunk in mine}}
+        return moved
+
+    def follow(self, *, force: bool = False) -> None:
+        """Take a new live version or catalogue snapshot into use, at the positions where the partitions are now."""
+        if not force and time.monotonic() - self._followed_at < FOLLOW_SECONDS:
+            return
+        self._followed_at = time.monotonic()
+        live = self._patiently(self.store.heads)
+        if live == self._live or live[0] is None:
+            return
+        parameters = self.sources.parameters(live[0])
+        snapshot, items = self._patiently(lambda: read_items(self.store))
+        embeddings = self.sources.embeddings([item.text for item in listed_rows(items)], parameters)
+        catalogue = build_catalogue(snapshot, items, embeddings, parameters)
+        self.adaptation.activate(live[0], Ranker(parameters, catalogue.tables), catalogue)
+        self._live = live[0], snapshot
+        log.info("in use", meta_version=live[0], snapshot=snapshot, items=len(catalogue.item_nos))
+        self._activate()
+
+    def _position(self, topic: str, partition: int, found: int | None, bounds: tuple[int, int]) -> int:
+        beginning, end = bounds
+        if found is None:
+            self._patiently(lambda: self.store.begin_partition(topic, partition, beginning))
+            return beginning
+        if found > end:
+            raise TopicRecreated(f"{topic}[{partition}] is at {found} in the database, the broker's log ends at {end}")
+        if found < beginning:
+            if not self._accept_data_gap:
+                raise DataGap(
+                    f"DATA_GAP {topic}[{partition}] {found}..{beginning}: the broker no longer has these offsets; "
+                    "set INNERLOOP_ACCEPT_DATA_GAP=true once to go on without them"
+                )
+            self._patiently(lambda: self.store.accept_gap(topic, partition, start=found, end=beginning))
+            return beginning
+        return found
+
+    def _activate(self) -> None:
+        """Record what is in use from the held positions on, and list popular items for users without events."""
+        held = {partition: at for (topic, partition), at in self.positions.items() if topic == self.interactions}
+        version, snapshot = self._live
+        if not held or version is None:
+            return
+        statistics = self.adaptation.statistics
+        missing = [partition for partition in held if partition not in statistics]
+        if missing:
+            half_life = self.adaptation.ranker.parameters.half_life
+            topic = self.interactions
+            statistics |= self._patiently(lambda: self.store.load_statistics(topic, missing, half_life))
+        for partition, offset in held.items():
+            if partition not in statistics:
+                statistics[partition] = self.adaptation.initial_statistics(offset)
+        popular = {partition: self.adaptation.popular(partition) for partition in held}
+        mine = {partition: statistics[partition] for partition in held}
+        self._patiently(
+            lambda: self.store.activate(
+                held, mine, popular, topic=self.interactions, version=version, snapshot=snapshot
+            )
+        )
+
+    def _advance_items(self, chunks: Sequence[Chunk]) -> None:
+        changes, dead, advances = [], list[DeadLetter](), dict[int, Advance]()
+        for chunk in chunks:
+            position = self.positions[chunk.topic, chunk.partition]
+            move = advances.setdefault(chunk.partition, Advance(chunk.topic, chunk.partition, position, position))
+            for record in chunk.records:
+                if record.offset < move.next_offset:
+                    continue
+                move.skipped += record.offset - move.next_offset
+                move.next_offset = record.offset + 1
+                change = parse_item(record.key, record.value)
+                if isinstance(change, Rejected):
+                    move.dead_lettered += 1
+                    dead.append(dead_letter(record, change.reason, change.detail))
+                else:
+                    move.applied += 1
+                    changes.append(change)
+        moves = [move for move in advances.values() if move.next_offset > move.start]
+        if moves:
+            self._intend(moves)
+            write_items(self.store, changes, moves, dead)
+            self._moved(moves)
+            self.follow(force=True)
+
+    def _advance_interactions(self, chunks: Sequence[Chunk]) -> None:
+        held = {partition: at for (topic, partition), at in self.positions.items() if topic == self.interactions}
+        batch = micro_batch(chunks, held, self._parse)
+        if not batch.advances:
+            return
+        self._refuse_flood(batch)
+        self._admit(batch)
+        outcome = self.adaptation.apply(batch)
+        self._intend(batch.advances)
+        self.store.write(outcome, self.adaptation.table)
+        committed_ms = time.time() * 1000
+        self._moved(batch.advances)
+        self.measures.num_batches += 1
+        self.measures.num_events += sum(move.next_offset - move.start for move in batch.advances)
+        self.measures.freshness_ms += (committed_ms - batch.record_ms).tolist()
+
+    def _admit(self, batch: MicroBatch) -> None:
+        """Give every user of the batch a slot and every item a number."""
+        table = self.adaptation.table
+        partitions = dict(
+            zip((event.user_id for event in reversed(batch.events)), batch.partition[::-1].tolist(), strict=True)
+        )
+        missing = table.missing(partitions)
+        absent = set(missing)
+        table.slots([user_id for user_id in partitions if user_id not in absent])  # touched: not to be evicted now
+        if missing:
+            self.store.load_users(table, missing, partitions)
+        known = self.adaptation.catalogue.number_of
+        unknown = {event.item_id for event in batch.events if event.item_id not in known}
+        if unknown:
+            self.adaptation.catalogue.number(number_items(self.store, sorted(unknown)))
+
+    def _intend(self, moves: Sequence[Advance]) -> None:
+        self._intended = {(move.topic, move.partition): move.next_offset for move in moves}
+
+    def _moved(self, moves: Sequence[Advance]) -> None:
+        for move in moves:
+            self.positions[move.topic, move.partition] = move.next_offset
+
+    def _forget(self, topic: str, partition: int) -> None:
+        if topic == self.interactions:
+            self.adaptation.forget(partition)
+
+    def _refuse_flood(self, batch: MicroBatch) -> None:
+        passed = sum(move.next_offset - move.start for move in batch.advances)
+        self._recent.append((passed, len(batch.dead_letters)))
+        while len(self._recent) > 1 and sum(row[0] for row in self._recent[1:]) >= self._window:
+            self._recent.pop(0)
+        seen, dead = (sum(column) for column in zip(*self._recent, strict=True))
+        if seen >= self._window and dead > self._limit * seen:
+            reasons = sorted({letter.reason for letter in batch.dead_letters})
+            raise DeadLetterFlood(
+                f"{dead} of the last {seen} events are malformed ({', '.join(reasons)}): mend their producer, or raise "
+                "INNERLOOP_DEAD_LETTER_LIMIT to let them pass into dead_letters"
+            )
+
+    def _patiently(self, step: Callable[[], T], *, forgetting: str | None = None) -> T:
+        """Do a step, waiting and trying again while the database is away.
+
+        A step that failed half-way may have moved what is held in memory, and the answer to its COMMIT may have been
+        lost: positions are read again before it is repeated, and what was held is forgotten.
+
+        Raises:
+            Fenced: another worker has moved a position meanwhile.
+
+        """
+        pause, longest = RETRY_SECONDS
+        said = False
+        while True:
+            try:
+                if said and forgetting:
+                    self._reread(forgetting)
+                return step()
+            except StoreUnavailable as away:
+                if not said:
+                    log.warning("the database is away, waiting", reason=str(away))
+                said = True
+                time.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311 - jitter, not a secret
+                pause = min(longest, pause * 2)
+                if self.stopping:
+                    raise
+
+    def _reread(self, topic: str) -> None:
+        held = [partition for name, partition in self.positions if name == topic]
+        for partition, position in self.store.positions(topic, held).items():
+            before = self.positions[topic, partition]
+            if position not in {before, self._intended.get((topic, partition), before)}:
+                raise Fenced(f"{topic}[{partition}] is at {position}, this worker left it at {before}")
+            self._forget(topic, partition)
+            self.positions[topic, partition] = position
+        if topic == self.interactions:
+            half_life = self.adaptation.ranker.parameters.half_life
+            self.adaptation.statistics |= self.store.load_statistics(topic, held, half_life)

@@ -1,0 +1,249 @@
+"""What a worker remembers of its users: support sets, adapters, recent event ids and seen items, in bounded memory.
+
+A `UserTable` holds each user's state in one slot of preallocated arrays; Postgres holds the truth, so a slot may be
+forgotten at any time. Two logs per user, event ids (for de-duplication) and seen items, keep their newest 32 to 63
+entries in the slot; older ones live in immutable segments of 32, as in the database.
+
+Letters: U users, S support slots, A adapter state size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Ints = NDArray[np.int64]
+Numbers = Sequence[int] | NDArray[np.generic]
+
+SEGMENT = 32  # entries in an immutable segment of a log
+TAIL = 2 * SEGMENT  # entries in the slot itself; reaching it moves the oldest SEGMENT out
+
+
+def num_segments(num_entries: int) -> int:
+    """How many immutable segments a log of that many entries has: a function of the length alone."""
+    return max(0, num_entries // SEGMENT - 1)
+
+
+def tail_length(num_entries: Ints) -> Ints:
+    """Entries in the slot, for each log length: what is not in a segment. 0 … 63."""
+    in_segments: Ints = SEGMENT * np.maximum(0, num_entries // SEGMENT - 1)
+    return num_entries - in_segments
+
+
+@dataclass(slots=True)
+class Segments:
+    """Segments that a micro-batch completed, to be written in its transaction."""
+
+    user_ids: list[str] = field(default_factory=list)
+    numbers: list[int] = field(default_factory=list)
+    entries: list[tuple[NDArray[np.generic], ...]] = field(default_factory=list)
+
+    def expired(self, horizon: int) -> list[int]:
+        """For each user, the newest segment that the horizon has left behind; negative while there is none."""
+        return [number - older_kept(horizon) // SEGMENT for number in self.numbers]
+
+
+class UserTable:
+    """States of up to `capacity` users; the least recently touched are forgotten first.
+
+    Resident memory is `bytes_per_user * capacity`, plus 12 bytes for each older entry of users with long histories.
+    """
+
+    def __init__(
+        self, capacity: int, *, support_size: int, state_size: int, id_horizon: int, seen_horizon: int
+    ) -> None:
+        self.capacity = capacity
+        self.id_horizon, self.seen_horizon = id_horizon, seen_horizon
+        self.partition = np.full(capacity, -1, np.int32)
+        self.last_offset = np.full(capacity, -1, np.int64)
+        self.num_events = np.zeros(capacity, np.int64)  # K: positives
+        self.num_applied = np.zeros(capacity, np.int64)
+        self.num_seen = np.zeros(capacity, np.int64)
+        self.support_items = np.zeros((capacity, support_size), np.int32)  # right-aligned, newest last; 0 = empty
+        self.support_types = np.zeros((capacity, support_size), np.int8)
+        self.adapter = np.zeros((capacity, state_size), np.float32)
+        self.adapter_events = np.zeros(capacity, np.int64)
+        self.meta_version = np.zeros(capacity, np.int32)
+        self.recent_ids = np.zeros((capacity, TAIL), np.int64)
+        self.recent_bodies = np.zeros((capacity, TAIL), np.int32)
+        self.recent_seen = np.zeros((capacity, TAIL), np.int32)  # +item_no had, -item_no dismissed
+        self.older_ids: dict[int, tuple[NDArray[np.int64], NDArray[np.int32]]] = {}
+        self.older_seen: dict[int, NDArray[np.int32]] = {}
+        self._slot_of: dict[str, int] = {}
+        self._user_of: list[str | None] = [None] * capacity
+        self._touched = np.zeros(capacity, np.int64)
+        self._tick = 0
+        self._free = list(range(capacity - 1, -1, -1))
+
+    def __len__(self) -> int:
+        return len(self._slot_of)
+
+    @property
+    def bytes_per_user(self) -> int:
+        """Bytes of one slot in the arrays."""
+        arrays = (value for value in vars(self).values() if isinstance(value, np.ndarray))
+        return sum(array.nbytes for array in arrays) // self.capacity
+
+    def missing(self, user_ids: Iterable[str]) -> list[str]:
+        """Those of the users that have no slot."""
+        return [user_id for user_id in user_ids if user_id not in self._slot_of]
+
+    def slots(self, user_ids: Sequence[str]) -> Ints:
+        """The slots of known users, marked as just used. KeyError for a user without one."""
+        found = np.fromiter((self._slot_of[user_id] for user_id in user_ids), np.int64, len(user_ids))
+        self._tick += 1
+        self._touched[found] = self._tick
+        return found
+
+    def user_ids(self, slots: Ints) -> list[str]:
+        """The users in these slots."""
+        return [user_id for slot in slots if (user_id := self._user_of[slot]) is not None]
+
+    def admit(self, user_ids: Sequence[str], partitions: Sequence[int]) -> Ints:
+        """Give users that have none an empty slot each, forgetting others where needed.
+
+        Raises ValueError when more users are touched at once than the table can hold.
+        """
+        shortage = len(user_ids) - len(self._free)
+        if shortage > 0:
+            self._evict(shortage)
+        admitted = [self._free.pop() for _ in user_ids]
+        self._tick += 1
+        slots = np.array(admitted, np.int64)
+        for user_id, slot in zip(user_ids, admitted, strict=True):
+            self._slot_of[user_id] = slot
+            self._user_of[slot] = user_id
+        self._clear(slots)
+        self.partition[slots] = partitions
+        self._touched[slots] = self._tick
+        return slots
+
+    def forget_partition(self, partition: int) -> None:
+        """Forget every user of a partition: somebody else may have written them."""
+        for slot in np.flatnonzero(self.partition == partition).tolist():
+            self._release(slot)
+
+    def append_positive(self, slots: Ints, item_nos: Ints, types: Ints) -> None:
+        """Push one positive onto the support set of each of these (distinct) users."""
+        for array, values in ((self.support_items, item_nos), (self.support_types, types)):
+            rows = array[slots]
+            rows[:, :-1] = rows[:, 1:]
+            rows[:, -1] = values
+            array[slots] = rows
+        self.num_events[slots] += 1
+
+    def append_ids(self, slots: Ints, ids: Ints, bodies: Ints, segments: Segments) -> None:
+        """Remember one event id (and the hash of its body) for each of these (distinct) users."""
+        place = tail_length(self.num_applied[slots])
+        self.recent_ids[slots, place] = ids
+        self.recent_bodies[slots, place] = bodies
+        self.num_applied[slots] += 1
+        for slot in slots[place + 1 == TAIL].tolist():
+            spilled = self.recent_ids[slot, :SEGMENT].copy(), self.recent_bodies[slot, :SEGMENT].copy()
+            _shift(self.recent_ids[slot])
+            _shift(self.recent_bodies[slot])
+            self.restore_ids(slot, *spilled)
+            self._record(segments, slot, int(self.num_applied[slot]), spilled)
+
+    def append_seen(self, slots: Ints, marks: Ints, segments: Segments) -> None:
+        """Remember one item had (+item_no) or dismissed (-item_no) for each of these (distinct) users."""
+        place = tail_length(self.num_seen[slots])
+        self.recent_seen[slots, place] = marks
+        self.num_seen[slots] += 1
+        for slot in slots[place + 1 == TAIL].tolist():
+            spilled = self.recent_seen[slot, :SEGMENT].copy()
+            _shift(self.recent_seen[slot])
+            self.restore_seen(slot, spilled)
+            self._record(segments, slot, int(self.num_seen[slot]), (spilled,))
+
+    def seen(self, slot: int) -> NDArray[np.int32]:
+        """The newest `seen_horizon` marks of a user, oldest first."""
+        tail = self.recent_seen[slot, : int(tail_length(self.num_seen[slot : slot + 1])[0])]
+        older = self.older_seen.get(slot)
+        marks = tail if older is None else np.concatenate([older, tail])
+        return marks[-self.seen_horizon :]
+
+    def ids(self, slot: int) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+        """The event ids that count as remembered (newest `id_horizon`, oldest first), with their body hashes."""
+        length = int(tail_length(self.num_applied[slot : slot + 1])[0])
+        ids, bodies = self.recent_ids[slot, :length], self.recent_bodies[slot, :length]
+        older = self.older_ids.get(slot)
+        if older is not None:
+            ids, bodies = np.concatenate([older[0], ids]), np.concatenate([older[1], bodies])
+        return ids[-self.id_horizon :], bodies[-self.id_horizon :]
+
+    def restore(self, slots: Ints, rows: Sequence[tuple[Any, ...]]) -> None:
+        """Fill slots from rows (user_id, partition, last_offset, num_events, num_applied, support_items, support_types,
+        adapter, adapter_events, meta_version, recent_ids, recent_bodies, recent_seen, num_seen).
+        """
+        for slot, row in zip(slots.tolist(), rows, strict=True):
+            (_, _, self.last_offset[slot], self.num_events[slot], self.num_applied[slot], items, types, adapter) = row[
+                :8
+            ]
+            self.adapter_events[slot], self.meta_version[slot], ids, bodies, seen, self.num_seen[slot] = row[8:]
+            kept = min(len(items), self.support_items.shape[1])
+            if kept:
+                self.support_items[slot, -kept:], self.support_types[slot, -kept:] = items[-kept:], types[-kept:]
+            if len(adapter) == self.adapter.shape[1]:
+                self.adapter[slot] = adapter
+            self.recent_ids[slot, : len(ids)], self.recent_bodies[slot, : len(ids)] = ids, bodies
+            self.recent_seen[slot, : len(seen)] = seen
+
+    def restore_ids(self, slot: int, ids: Numbers, bodies: Numbers) -> None:
+        """Add one older segment of event ids, oldest segment first."""
+        old = self.older_ids.get(slot, (np.zeros(0, np.int64), np.zeros(0, np.int32)))
+        self.older_ids[slot] = (
+            np.concatenate([old[0], np.array(ids, np.int64)])[-older_kept(self.id_horizon) :],
+            np.concatenate([old[1], np.array(bodies, np.int32)])[-older_kept(self.id_horizon) :],
+        )
+
+    def restore_seen(self, slot: int, items: Numbers) -> None:
+        """Add one older segment of seen items, oldest segment first."""
+        old = self.older_seen.get(slot, np.zeros(0, np.int32))
+        self.older_seen[slot] = np.concatenate([old, np.array(items, np.int32)])[-older_kept(self.seen_horizon) :]
+
+    def _record(self, segments: Segments, slot: int, length: int, entries: tuple[NDArray[np.generic], ...]) -> None:
+        user_id = self._user_of[slot]
+        if user_id is not None:
+            segments.user_ids.append(user_id)
+            segments.numbers.append(num_segments(length) - 1)
+            segments.entries.append(entries)
+
+    def _evict(self, shortage: int) -> None:
+        used = np.fromiter(self._slot_of.values(), np.int64, len(self._slot_of))
+        idle = used[self._touched[used] < self._tick]
+        if len(idle) < shortage:
+            raise ValueError(f"a micro-batch touches more users than INNERLOOP_CACHE_USERS={self.capacity}")
+        number = max(shortage, self.capacity // 16)  # a sixteenth at a time, so that sorting is rare
+        for slot in idle[np.argsort(self._touched[idle], kind="stable")[:number]].tolist():
+            self._release(slot)
+
+    def _release(self, slot: int) -> None:
+        user_id = self._user_of[slot]
+        if user_id is None:
+            return
+        del self._slot_of[user_id]
+        self._user_of[slot] = None
+        self.partition[slot] = -1
+        self.older_ids.pop(slot, None)
+        self.older_seen.pop(slot, None)
+        self._free.append(slot)
+
+    def _clear(self, slots: Ints) -> None:
+        for name, value in vars(self).items():
+            if isinstance(value, np.ndarray) and name != "_touched":
+                value[slots] = 0
+        self.last_offset[slots] = -1
+
+
+def older_kept(horizon: int) -> int:
+    """Entries kept beside the tail so that `horizon` are always at hand, in whole segments."""
+    return -(-horizon // SEGMENT) * SEGMENT
+
+
+def _shift(row: NDArray[np.generic]) -> None:
+    row[: TAIL - SEGMENT] = row[SEGMENT:].copy()

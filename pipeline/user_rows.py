@@ -1,0 +1,90 @@
+"""The rows of one micro-batch in Postgres' binary COPY format, straight from the arrays that hold them."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.adaptation import Outcome
+from pipeline.binary_copy import FLOAT4, FLOAT8, INT2, INT4, INT8, Column, Ragged, Scalar, Text, TextArray, binary_copy
+from pipeline.support import Ints, Segments, UserTable, tail_length
+
+_POSTGRES_EPOCH = 946_684_800  # 2000-01-01 in Unix seconds
+
+
+def states_copy(outcome: Outcome, table: UserTable) -> io.BytesIO:
+    """Rows of `user_state` for the users touched, in the order of `store.STATE_COLUMNS`."""
+    slots, lists = outcome.slots, outcome.lists
+    num_support = np.minimum(table.num_events[slots], table.support_items.shape[1])
+    num_recent, num_seen = tail_length(table.num_applied[slots]), tail_length(table.num_seen[slots])
+    adapter = table.adapter[slots]
+    return io.BytesIO(
+        binary_copy(
+            [
+                Text(table.user_ids(slots)),
+                Scalar(table.partition[slots], INT4),
+                Scalar(table.last_offset[slots], INT8),
+                Scalar(table.num_events[slots], INT4),
+                Scalar(table.num_applied[slots], INT4),
+                Ragged(table.support_items[slots], num_support, INT4, right=True),
+                Ragged(table.support_types[slots], num_support, INT2, right=True),
+                Ragged(adapter, np.full(len(slots), adapter.shape[1]), FLOAT4),
+                Scalar(table.adapter_events[slots], INT4),
+                Scalar(table.meta_version[slots], INT4),
+                Ragged(lists.item_nos, lists.lengths, INT4),
+                Ragged(lists.scores, lists.lengths, FLOAT8),
+                Ragged(table.recent_ids[slots], num_recent, INT8),
+                Ragged(table.recent_bodies[slots], num_recent, INT4),
+                Ragged(table.recent_seen[slots], num_seen, INT4),
+                Scalar(table.num_seen[slots], INT4),
+            ]
+        )
+    )
+
+
+def segments_copy(segments: Segments) -> io.BytesIO:
+    """Rows (user_id, segment, one array per column of the log)."""
+    kinds = {np.dtype(np.int64): INT8, np.dtype(np.int32): INT4}
+    columns = [np.stack(column) for column in zip(*segments.entries, strict=True)]
+    arrays = [Ragged(column, np.full(len(column), column.shape[1]), kinds[column.dtype]) for column in columns]
+    return io.BytesIO(binary_copy([Text(segments.user_ids), Scalar(np.array(segments.numbers), INT4), *arrays]))
+
+
+def prequential_copy(outcome: Outcome, *, recorded_at: float) -> io.BytesIO:
+    """One row of `prequential` for each partition with predictions. recorded_at: Unix seconds."""
+    record = outcome.prequential
+    partitions, start, lengths = np.unique(record.partition, return_index=True, return_counts=True)
+    moved = {advance.partition: advance for advance in outcome.batch.advances}
+    num = len(partitions)
+
+    def array(values: NDArray[np.generic], kind: tuple[str, int]) -> Ragged:
+        padded = np.zeros((num, int(lengths.max())), values.dtype)
+        for row, first, length in zip(padded, start, lengths, strict=True):
+            row[:length] = values[first : first + length]
+        return Ragged(padded, lengths, kind)
+
+    def number(name: str) -> Ints:
+        return np.array([getattr(moved[partition], name) for partition in partitions.tolist()], np.int64)
+
+    columns: list[Column] = [
+        Text([outcome.batch.advances[0].topic] * num),
+        Scalar(partitions, INT4),
+        Scalar(number("start"), INT8),
+        Scalar(number("next_offset"), INT8),
+        Scalar(np.full(num, round((recorded_at - _POSTGRES_EPOCH) * 1e6)), INT8),
+        Scalar(np.full(num, outcome.version), INT4),
+        array(record.offset, INT8),
+        array(record.record_ms, INT8),
+        TextArray([record.user_ids[first : first + n] for first, n in zip(start, lengths, strict=True)]),
+        array(record.item_nos, INT4),
+        array(record.types, INT2),
+        array(record.num_events, INT4),
+        array(record.loss_adapted, FLOAT4),
+        array(record.loss_start, FLOAT4),
+        array(record.rank_adapted, INT4),
+        array(record.rank_start, INT4),
+        array(record.rank_popular, INT4),
+    ]
+    return io.BytesIO(binary_copy(columns))

@@ -1,0 +1,318 @@
+"""`innerloop worker`: Faust brings chunks, one thread brings them into Postgres, offsets follow.
+
+An agent puts each fetch into the inbox; the pump takes what waits, has the loop commit it, and acknowledges it. On
+anything unexpected the process ends: the position is in the database, and the restart goes on from there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+import structlog
+import torch
+from faust.types import TP
+from sqlalchemy.exc import OperationalError
+
+from models.encoder import resolve_encoder
+from models.meta_parameters import MetaParameters
+from pipeline import registry
+from pipeline.adaptation import Adaptation, Types
+from pipeline.embeddings import cached_embeddings
+from pipeline.failpoints import arm, reach
+from pipeline.inbox import Inbox
+from pipeline.loop import Loop, Sources
+from pipeline.settings import Settings
+from pipeline.store import SESSION, Fenced, Store
+from pipeline.support import UserTable
+from pipeline.topics import BrokerUnavailable, check_topics
+from pipeline.transport import stream_app
+from schemas.database import check_role, check_schema, connect_engine
+from schemas.errors import ConfigurationError
+from schemas.events import parse_interaction
+from schemas.mapping import load_mapping
+
+if TYPE_CHECKING:
+    import faust
+    from sqlalchemy import Engine
+
+log = structlog.get_logger()
+T = TypeVar("T")
+
+OK, FAILED, FENCED, CONFIGURATION = 0, 1, 3, 78
+DRAIN_SECONDS = 8.0
+STATS_SECONDS = 1.0
+
+
+def run(settings: Settings) -> int:
+    """Run a worker until SIGTERM or SIGINT; gives the exit code."""
+    quieten_logs()
+    arm(settings.failpoints)
+    torch.set_num_threads(settings.torch_threads)
+    torch.set_flush_denormal(True)  # denormal numbers cost a factor of 20
+    try:
+        return asyncio.run(_Worker(settings).run())
+    except ConfigurationError as error:
+        log.error("stopped: configuration", reason=str(error))
+        return CONFIGURATION
+    except Fenced as error:
+        log.error("stopped: fenced, another worker holds the partition", reason=str(error))
+        return FENCED
+
+
+class _Worker:
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.thread = ThreadPoolExecutor(1, "innerloop")
+        self.stopped = asyncio.Event()
+        self.failure: BaseException | None = None
+        self.inbox = Inbox(max_records=settings.batch_events)
+        self.idle = asyncio.Event()
+        self.idle.set()
+
+    async def run(self) -> int:
+        event_loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            event_loop.add_signal_handler(number, self._stop)
+        self.broker, url = self.settings.connection("writer")
+        self.engine = connect_engine(url, options=SESSION)
+        self.loop = build_loop(self.settings, self.engine)
+        await self._until_there(self._check_database)
+        await self._until_there(self._check_broker)
+        await self._in_thread(self.loop.wait_for_version)
+        if self.stopped.is_set():
+            return OK
+        return await self._consume()
+
+    async def _consume(self) -> int:
+        self.app = stream_app(
+            broker=self.broker,
+            group=self.settings.group,
+            session_timeout_seconds=self.settings.session_timeout_seconds,
+            max_records=self.settings.batch_events,
+            positions=self._positions,
+        )
+        self._declare_agents(self.app)
+        self.app.finalize()
+        tasks = [asyncio.create_task(task) for task in (self._pump(), self._follow(), self._report())]
+        for task in tasks:
+            task.add_done_callback(self._ended)
+        await self.app.start()
+        await self.stopped.wait()
+        return await self._end(tasks)
+
+    def _declare_agents(self, app: faust.App) -> None:
+        for name in (self.settings.topic_interactions, self.settings.topic_items):
+            topic = app.topic(name, value_serializer="raw", key_serializer="raw", acks=False)
+
+            async def deliver(stream: Any) -> None:
+                async for fetch in stream.noack():
+                    await self.inbox.put(fetch)
+
+            app.agent(topic, name=f"deliver-{name}", concurrency=1)(deliver)
+        app.on_partitions_revoked.connect(self._revoked)
+
+    async def _positions(self, assigned: set[TP]) -> Mapping[TP, int]:
+        """Where the assigned partitions go on; asked by the consumer on every assignment."""
+        try:
+            beginning = await self.app.consumer.earliest_offsets(*assigned)
+            end = await self.app.consumer.highwaters(*assigned)
+            bounds = {(tp.topic, tp.partition): (beginning[tp], end[tp] or 0) for tp in assigned}
+            await self.inbox.clear()
+            positions = await self._in_thread(lambda: self.loop.take_over(bounds))
+        except Exception as error:
+            self._fail(error)
+            raise
+        ready = {f"{topic}[{partition}]": offset for (topic, partition), offset in sorted(positions.items())}
+        print(json.dumps({"event": "ready", "positions": ready}), flush=True)
+        return {TP(topic, partition): offset for (topic, partition), offset in positions.items()}
+
+    async def _revoked(self, *_: Any, **__: Any) -> None:
+        """Before partitions go to another worker: drop what waits, let the batch in hand commit."""
+        await self.inbox.clear()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self.idle.wait(), self.settings.session_timeout_seconds * 0.6)
+
+    async def _pump(self) -> None:
+        while True:
+            chunks = await self.inbox.take(self.app.consumer_generation_id)
+            if not chunks:
+                continue
+            self.idle.clear()
+            try:
+                durable = await self._in_thread(partial(self.loop.advance, chunks))
+            finally:
+                self.idle.set()
+            reach("before_acknowledge")
+            self.app.consumer.acknowledge({TP(topic, partition): at for (topic, partition), at in durable.items()})
+
+    async def _follow(self) -> None:
+        """Follow versions and catalogue also while nothing is consumed."""
+        while True:
+            await asyncio.sleep(0.5)
+            await self._in_thread(self.loop.follow)
+
+    async def _report(self) -> None:
+        while True:
+            await asyncio.sleep(STATS_SECONDS)
+            measures = self.loop.measures
+            if not measures.num_events:
+                continue
+            self.loop.measures = type(measures)()
+            p50, p99 = np.percentile(measures.freshness_ms, [50, 99]) if measures.freshness_ms else (0.0, 0.0)
+            log.info(
+                "stats",
+                events=measures.num_events,
+                batches=measures.num_batches,
+                freshness_p50_ms=round(float(p50), 1),
+                freshness_p99_ms=round(float(p99), 1),
+                users_held=len(self.loop.adaptation.table),
+                cpu_seconds=round(time.process_time(), 2),
+            )
+
+    async def _end(self, tasks: list[asyncio.Task[None]]) -> int:
+        """Commit the batch in hand, tell Kafka how far we are, leave. Ten seconds at most."""
+        self.loop.stopping = True
+        if self.failure is None:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self.idle.wait(), DRAIN_SECONDS)
+        for task in tasks:
+            task.cancel()
+        code = self._exit_code()
+        with contextlib.suppress(Exception):  # the position is durable; what is left is courtesy to the broker
+            if code == OK:
+                await asyncio.wait_for(self.app.consumer.commit(), 1.0)
+            await asyncio.wait_for(self.app.stop(), 1.5)
+        log.info("stopped", code=code)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)  # threads of the consumer may hang on a broker that is away
+
+    def _exit_code(self) -> int:
+        if self.failure is None:
+            return OK
+        known = {ConfigurationError: CONFIGURATION, Fenced: FENCED}
+        code = next((code for kind, code in known.items() if isinstance(self.failure, kind)), FAILED)
+        if code == FAILED:
+            log.error("stopped: unexpected", exc_info=self.failure)
+        else:
+            log.error("stopped", reason=str(self.failure), code=code)
+        return code
+
+    def _stop(self) -> None:
+        self.loop.stopping = True
+        self.stopped.set()
+
+    def _fail(self, error: BaseException) -> None:
+        self.failure = self.failure or error
+        self.stopped.set()
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._fail(error)
+
+    async def _in_thread(self, step: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self.thread, step)
+
+    async def _until_there(self, check: Callable[[], None]) -> None:
+        """Wait for the database or the broker, saying so once."""
+        pause, said = 0.2, False
+        while not self.stopped.is_set():
+            try:
+                return await self._in_thread(check)
+            except (BrokerUnavailable, OSError, OperationalError) as away:
+                if not said:
+                    log.warning("waiting", reason=str(away).split("\n")[0])
+                said = True
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self.stopped.wait(), pause)
+                pause = min(2.0, pause * 2)
+
+    def _check_database(self) -> None:
+        check_schema(self.engine)
+        check_role(self.engine, "writer")
+
+    def _check_broker(self) -> None:
+        names = [self.settings.topic_interactions, self.settings.topic_items]
+        check_topics(self.broker, names, self.settings.partitions)
+
+
+def build_loop(settings: Settings, engine: Engine) -> Loop:
+    """A loop over empty memory, as the settings say."""
+    table = UserTable(
+        settings.cache_users,
+        support_size=settings.support_size,
+        state_size=0,
+        id_horizon=settings.dedup_events,
+        seen_horizon=settings.seen_items,
+    )
+    types = Types.of({name: (kind.label, kind.weight) for name, kind in settings.event_types.items()})
+    mapping = load_mapping(settings.mapping) if settings.mapping else None
+    return Loop(
+        Store(engine, id_horizon=settings.dedup_events, seen_horizon=settings.seen_items),
+        Adaptation(table, types, top_n=settings.top_n, recommend_seen=settings.recommend_seen),
+        Sources(lambda version: registry.load(engine, settings.home, version), _embeddings(settings)),
+        topics=(settings.topic_interactions, settings.topic_items),
+        parse=lambda key, value, at: parse_interaction(key, value, at, mapping=mapping),
+        dead_letter_limit=(settings.dead_letter_limit, settings.dead_letter_window),
+        accept_data_gap=settings.accept_data_gap,
+    )
+
+
+def _embeddings(settings: Settings) -> Callable[[Any, MetaParameters], torch.Tensor]:
+    encoders: list[Any] = []
+
+    def embed(texts: Any, parameters: MetaParameters) -> torch.Tensor:
+        if not encoders:
+            encoders.append(resolve_encoder(settings.encoder, device=settings.device))
+        encoder = encoders[0]
+        if encoder.name != parameters.encoder:
+            raise ConfigurationError(
+                f"the live version was trained on texts encoded by {parameters.encoder}, INNERLOOP_ENCODER="
+                f"{settings.encoder} is {encoder.name}: set the same encoder, or run `innerloop meta-train` again"
+            )
+        return cached_embeddings(encoder, texts, settings.home / "cache").to(settings.device)
+
+    return embed
+
+
+class _SeldomRepeated(logging.Filter):
+    """Lets a message of one kind pass once in ten seconds: a broker that is away would log fifty lines a second."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._passed: dict[tuple[str, str], float] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        key, now = (record.name, str(record.msg)), time.monotonic()
+        if now - self._passed.get(key, -1e9) < 10.0:
+            return False
+        self._passed[key] = now
+        return True
+
+
+def quieten_logs() -> None:
+    """Send structlog to stderr; the libraries' warnings with it, each kind once in ten seconds."""
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            structlog.processors.JSONRenderer(),
+        ],
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.addFilter(_SeldomRepeated())
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], format="%(levelname)s %(name)s %(message)s")
