@@ -74,8 +74,9 @@ def start(folder: pathlib.Path, settings: Mapping[str, str] | None = None) -> st
     _open_the_way(account, data, programs)
     _initialise(programs, data, account)
     socket_folder = _socket_folder(data, account)
-    # Whoever wrote this file held our lock, and the lock is free: a recycled process id must not block the start.
-    (data / "postmaster.pid").unlink(missing_ok=True)
+    # Whoever wrote these held our lock, and the lock is free: a recycled process id in them must not block the start.
+    for leftover in (data / "postmaster.pid", pathlib.Path(socket_folder, f".s.PGSQL.{PORT}.lock")):
+        leftover.unlink(missing_ok=True)
     options = [f"--{name}={value}" for name, value in {**SETTINGS, **(settings or {})}.items()]
     command = [str(programs / "postgres"), "-D", str(data), "-k", socket_folder, "-p", str(PORT), *options]
     server.start(command, address=socket_folder, account=account)

@@ -25,7 +25,7 @@ POM = f"""\
     <dependency><groupId>org.slf4j</groupId><artifactId>slf4j-simple</artifactId><version>{SLF4J_VERSION}</version></dependency>
   </dependencies>
 </project>
-"""  # noqa: E501 -- one dependency a line
+"""
 
 
 class Tansu:
