@@ -20,6 +20,7 @@ GRANT INSERT, UPDATE ON innerloop.items, innerloop.catalogue_snapshots, innerloo
     innerloop.popular_items
     TO innerloop_writer;
 -- History is written once; segments beyond their horizon may go.
-GRANT INSERT ON innerloop.activations, innerloop.prequential, innerloop.event_ids, innerloop.seen_items
+GRANT INSERT, UPDATE ON innerloop.activations TO innerloop_writer;
+GRANT INSERT ON innerloop.prequential, innerloop.event_ids, innerloop.seen_items
     TO innerloop_writer;
 GRANT DELETE ON innerloop.event_ids, innerloop.seen_items TO innerloop_writer;
