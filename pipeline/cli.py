@@ -1,0 +1,105 @@
+"""The command line: `innerloop …`. Commands import what they need when they run, so that --help answers at once.
+
+Exit codes: 0 done, 1 failed, 2 usage, 3 fenced (another worker took the partitions), 78 configuration.
+"""
+
+# \b is click's mark for a paragraph that keeps its lines; a raw string would lose it
+from __future__ import annotations
+
+import logging
+import os
+import sys
+
+import typer
+
+from pipeline import cli_feed, cli_read, cli_run
+from schemas.errors import ConfigurationError
+
+FAILED, CONFIGURATION = 1, 78
+
+app = typer.Typer(
+    name="innerloop",
+    help="""
+    Clicks in, per-user adapted scores out: Kafka → a batched inner loop → Postgres.
+
+    \b
+    See it work on real data (about three minutes, stops by itself):
+      innerloop demo
+
+    \b
+    Or step by step, on the embedded broker and database:
+      innerloop services up
+      innerloop migrate
+      innerloop dataset ml-100k --out data --part fit
+      innerloop items data/items.jsonl
+      innerloop meta-train data/interactions.jsonl.gz --items data/items.jsonl
+      innerloop worker &
+      innerloop produce my-clicks.jsonl
+      innerloop recommend 42
+
+    \b
+    Against your own: export INNERLOOP_BROKER=kafka:9092
+                      export INNERLOOP_DATABASE_URL=postgresql://user:password@host/name
+    All settings: innerloop config.  Exit codes: 0 done, 1 failed, 2 usage, 3 fenced, 78 configuration.
+    """,
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+cli_run.register(app)
+cli_feed.register(app)
+cli_read.register(app)
+
+
+def main() -> None:
+    """Run a command; conditions that an operator can correct end it with one clear line and their exit code."""
+    # kafka-python logs every reconnection; what matters reaches the user as an exception.
+    logging.getLogger("kafka").setLevel(logging.CRITICAL)
+    try:
+        app()
+    except SystemExit:
+        raise  # the ordinary end; the clauses below import much, so they must not be evaluated for it
+    except ConfigurationError as wrong:
+        _stop(wrong, CONFIGURATION)
+    except _correctable() as wrong:
+        _stop(wrong, CONFIGURATION)
+    except _away() as away:
+        _stop(away, FAILED)
+    except BrokenPipeError:
+        # The reader of our output went away (`| head`); Python would complain once more at its exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(FAILED)
+
+
+def _stop(error: Exception, code: int) -> None:
+    print(f"innerloop: {_first_line(error)}", file=sys.stderr)
+    sys.exit(code)
+
+
+def _first_line(error: Exception) -> str:
+    # SQLAlchemy's text goes on with the statement and a link; the driver's own error is what happened.
+    lines = str(getattr(error, "orig", None) or error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+# Evaluated only once something was raised: the imports cost nothing to commands that end well.
+def _correctable() -> tuple[type[Exception], ...]:
+    from models.encoder import EncoderUnavailable
+
+    return (EncoderUnavailable,)
+
+
+def _away() -> tuple[type[Exception], ...]:
+    from sqlalchemy.exc import DBAPIError
+
+    from models.checkpoint import ArtefactRefused
+    from pipeline.registry import NoLiveVersion
+    from pipeline.topics import BrokerUnavailable
+
+    return BrokerUnavailable, DBAPIError, NoLiveVersion, ArtefactRefused
+
+
+if __name__ == "__main__":
+    main()

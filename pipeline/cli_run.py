@@ -1,0 +1,212 @@
+"""Commands that set up and run: migrate, services, meta-train, worker, config, demo."""
+
+# ruff: noqa: D301  # \b is click's mark for a paragraph that keeps its lines; a raw string would lose it
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from pipeline.cli_output import AsJson, columns, emit_json, say
+
+services = typer.Typer(help="The embedded broker and database, for development.", no_args_is_help=True)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this file."""
+    app.command()(demo)
+    app.add_typer(services, name="services")
+    services.command("up")(up)
+    services.command("down")(down)
+    services.command("status")(services_status)
+    app.command()(migrate)
+    app.command("meta-train")(meta_train)
+    app.command()(worker)
+    app.command()(config)
+
+
+def up(json: AsJson = False) -> None:
+    """Start the embedded broker and database.
+
+    Tansu and PostgreSQL run in INNERLOOP_HOME and outlive this command. The broker keeps its log in memory only;
+    nothing listens outside this machine.
+
+    \b
+    Example:
+      innerloop services up && innerloop migrate
+    """
+    from pipeline import services as embedded
+    from pipeline.settings import Settings
+
+    endpoints = embedded.up(Settings.load().home)
+    if json:
+        emit_json(endpoints.__dict__)
+    else:
+        print(columns(("part", "where"), list(endpoints.__dict__.items())))
+
+
+def down(
+    delete: Annotated[bool, typer.Option(help="Delete the database's data as well.")] = False,
+) -> None:
+    """Stop the embedded broker and database.
+
+    \b
+    Example:
+      innerloop services down --delete
+    """
+    from pipeline import services as embedded
+    from pipeline.settings import Settings
+
+    embedded.down(Settings.load().home, delete=delete)
+    say("the embedded broker and database are stopped")
+
+
+def services_status(json: AsJson = False) -> None:
+    """Show which embedded parts run, and where.
+
+    Exit code 1 when one does not.
+
+    \b
+    Example:
+      innerloop services status --json
+    """
+    from pipeline import services as embedded
+    from pipeline.settings import Settings
+
+    found = embedded.status(Settings.load().home)
+    if json:
+        emit_json([part.__dict__ for part in found])
+    else:
+        rows = [(part.name, part.address or "not running", part.pid, part.log_file) for part in found]
+        print(columns(("part", "where", "pid", "log"), rows))
+    if any(part.address is None for part in found):
+        raise typer.Exit(1)
+
+
+def migrate(json: AsJson = False) -> None:
+    """Make or upgrade schema, roles and topics.
+
+    Safe to repeat. Needs the owner's login.
+
+    Nothing else makes topics. INNERLOOP_PARTITIONS is their number of partitions, and cannot change afterwards:
+    users live in partitions.
+
+    \b
+    Example:
+      INNERLOOP_BROKER=kafka:9092 INNERLOOP_DATABASE_URL=postgresql://owner@db/shop innerloop migrate
+    """
+    from pipeline import topics
+    from pipeline.settings import Settings
+    from schemas import database
+
+    settings = Settings.load()
+    broker, url = settings.connection("owner")
+    # The broker first: it answers a wrong address at once, and refuses other partitions before anything is changed.
+    made = topics.ensure_topics(broker, topics.topic_configs(settings), settings.partitions)
+    database.migrate(url)
+    if json:
+        emit_json({"topics_made": made, "partitions": settings.partitions})
+    else:
+        print(f"schema and roles are up to date; topics made: {', '.join(made) or 'none missing'}")
+
+
+def meta_train(
+    interactions: Annotated[
+        str | None, typer.Argument(help="Events as for `produce` (JSON Lines or CSV, also gzipped).", metavar="[FILE]")
+    ] = None,
+    from_topic: Annotated[bool, typer.Option("--from-topic", help="Take the events from Kafka instead.")] = False,
+    items: Annotated[
+        str | None, typer.Option(help="Catalogue as for `items`; otherwise the topic of items is read.")
+    ] = None,
+    mapping: Annotated[Path | None, typer.Option(help="TOML file that maps foreign JSON onto the contract.")] = None,
+    seed: Annotated[int, typer.Option(help="Of everything random in training.")] = 0,
+    json: AsJson = False,
+) -> None:
+    """Learn meta-parameters from past interactions.
+
+    They are registered as a version; that needs the writer's login. Fitted on the earlier users, validated prequentially on users it has not seen; what does not pay there is switched
+    off, the inner step included. The first version becomes live, later ones are challengers.
+
+    \b
+    Examples:
+      innerloop meta-train history.jsonl.gz --items catalogue.jsonl
+      innerloop meta-train --from-topic
+    """
+    if (interactions is None) == (not from_topic):
+        raise typer.BadParameter("give either a file of interactions or --from-topic")
+    from pipeline import meta_training
+    from pipeline.settings import Settings
+
+    trained = meta_training.run(
+        Settings.load(), interactions_file=interactions, items_file=items, mapping_file=mapping, seed=seed
+    )
+    if json:
+        emit_json(trained.as_json())
+    else:
+        print(trained.as_text())
+
+
+def worker() -> None:
+    """Run a worker: consume, adapt, write.
+
+    In the foreground; start any number of them. Needs the writer's login.
+
+    Prints one line {"event": "ready", …} on stdout once it has partitions. SIGTERM finishes the batch and ends with 0;
+    exit code 3 means that another worker took over its partitions; a supervisor starts it again after 1 or 3.
+
+    \b
+    Examples:
+      innerloop worker
+      INNERLOOP_DEVICE=cuda INNERLOOP_BATCH_EVENTS=8192 innerloop worker
+    """
+    from pipeline import worker as streaming
+    from pipeline.settings import Settings
+
+    raise typer.Exit(streaming.run(Settings.load()))
+
+
+def config(json: AsJson = False) -> None:
+    """Show every setting and where it came from.
+
+    Passwords are masked. Each one is set by the variable INNERLOOP_<NAME>, or in the TOML file that INNERLOOP_CONFIG names. A name that
+    innerloop does not know ends any command with exit code 78.
+
+    \b
+    Examples:
+      innerloop config
+      INNERLOOP_CONFIG=prod.toml innerloop config --json
+    """
+    from pipeline.settings import Settings
+
+    settings = Settings.load()
+    values, sources = settings.shown(), settings.sources()
+    if json:
+        emit_json(values)
+        return
+    rows = [(name, value, sources[name], Settings.model_fields[name].description) for name, value in values.items()]
+    print(columns(("setting", "value", "from", "meaning"), rows))
+
+
+def demo(
+    dataset: Annotated[Literal["ml-100k"], typer.Option(help="Real interactions to run on.")] = "ml-100k",
+    home: Annotated[Path | None, typer.Option(help="Folder for everything; otherwise one that is deleted.")] = None,
+    rate: Annotated[float, typer.Option(min=1, help="Events a second.")] = 250.0,
+    seed: Annotated[int, typer.Option(help="Same seed, same figures (times aside).")] = 0,
+    json: AsJson = False,
+) -> None:
+    """See the whole loop work on real data.
+
+    Takes about three minutes and stops by itself.
+
+    Starts the embedded broker and database, meta-trains on the earliest users, streams the later users' events
+    through Kafka, a worker and Postgres, and shows what adaptation earned.
+
+    \b
+    Examples:
+      innerloop demo
+      innerloop demo --home /tmp/loop --rate 1000
+    """
+    from pipeline import demo as loop
+
+    raise typer.Exit(loop.run(dataset=dataset, home=home, rate=rate, seed=seed, as_json=json))
