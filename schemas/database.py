@@ -18,7 +18,6 @@ ROLES: tuple[Role, ...] = ("owner", "writer", "reader")  # strongest first
 
 # One key for every innerloop migration; advisory locks belong to one database, so databases do not wait for each other.
 MIGRATION_LOCK = 0x696E_6E65_726C_6F6F
-READER_TIMEOUT = "30s"
 
 
 def connect_engine(url: str, *, pool_size: int = 2, options: str = "") -> Engine:
@@ -104,25 +103,6 @@ def strongest_role(connection: Connection) -> Role | None:
     return None
 
 
-def create_login(owner_url: str, login: str, role: Role, password: str | None = None) -> None:
-    """Make (or renew) a login that is a member of one group role; needs the right to create roles.
-
-    A group's settings do not reach its members, so a reader's time limit is set on the login itself.
-    """
-    engine = connect_engine(owner_url, pool_size=1)
-    try:
-        with engine.begin() as connection:
-            name = connection.dialect.identifier_preparer.quote(login)
-            exists = connection.scalar(text("SELECT true FROM pg_roles WHERE rolname = :name"), {"name": login})
-            secret = f" PASSWORD {_literal(password)}" if password is not None else ""
-            _run(connection, f"{'ALTER' if exists else 'CREATE'} ROLE {name} LOGIN{secret}")
-            _run(connection, f"GRANT innerloop_{role} TO {name}")
-            if role == "reader":
-                _run(connection, f"ALTER ROLE {name} SET statement_timeout = '{READER_TIMEOUT}'")
-    finally:
-        engine.dispose()
-
-
 def _upgrade(connection: Connection) -> None:
     scripts = _scripts()
     found = _current_revision(connection)
@@ -183,10 +163,6 @@ def _known_revisions() -> set[str]:
 
 def _run(connection: Connection, statement: str) -> None:
     connection.exec_driver_sql(statement, execution_options={"no_parameters": True})
-
-
-def _literal(value: str) -> str:
-    return "'" + value.replace("'", "''") + "'"
 
 
 def _first_line(error: DBAPIError) -> str:
