@@ -24,7 +24,7 @@ RUN uv pip install --system --no-cache --no-deps . && rm -rf build
 # Numbers, so that an orchestrator can check that it is not root. Everything written lies in the one volume.
 RUN mkdir -p /var/lib/innerloop && chown 10001:10001 /var/lib/innerloop
 USER 10001:10001
-ENV HOME=/tmp INNERLOOP_HOME=/var/lib/innerloop HF_HUB_OFFLINE=1
+ENV HOME=/tmp INNERLOOP_HOME=/var/lib/innerloop HF_HOME=/var/lib/innerloop/huggingface
 VOLUME /var/lib/innerloop
 WORKDIR /var/lib/innerloop
 STOPSIGNAL SIGTERM
