@@ -1,0 +1,90 @@
+"""Small things to test with: records, chunks, and random but well-formed meta-parameters."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from models.meta_parameters import NUM_BUCKETS, MetaParameters
+from pipeline.transport import Chunk
+
+NOW_MS = 1_760_000_000_000
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a worker reads of a Kafka record."""
+
+    topic: str
+    partition: int
+    offset: int
+    timestamp: int
+    key: bytes | None
+    value: bytes | None
+
+
+def event(user_id: str, item_id: str, event_id: str, kind: str = "click", **more: object) -> bytes:
+    """The JSON of one interaction."""
+    body = {"v": 1, "event_id": event_id, "user_id": user_id, "item_id": item_id, "type": kind, "ts": NOW_MS}
+    return json.dumps(body | more).encode()
+
+
+def record(value: bytes | None, offset: int, *, partition: int = 0, key: bytes | None = None) -> Record:
+    """A record of the topic `interactions`, keyed by its user."""
+    if key is None and value is not None:
+        try:
+            key = json.loads(value)["user_id"].encode()
+        except (ValueError, TypeError, KeyError, AttributeError):
+            key = b"somebody"
+    return Record("interactions", partition, offset, NOW_MS + offset, key, value)
+
+
+def chunk(records: Iterable[Record], start: int | None = None) -> Chunk:
+    """The chunk of consecutive records."""
+    rows = list(records)
+    first = rows[0].offset if start is None else start
+    return Chunk(rows[0].topic, rows[0].partition, first, rows[-1].offset + 1, rows)
+
+
+def meta_parameters(item_ids: Sequence[str], *, text_dim: int = 16, seed: int = 0, **changes: object) -> MetaParameters:
+    """Random parameters over these items, with an inner step that moves the scores visibly."""
+    ids = tuple(sorted(item_ids, key=str.encode))
+    # multiples of 16 floats, as in trained versions: a row that straddles cache lines may round differently
+    n, d, p, f, m = len(ids), 16, 4, 16, 8
+    draw = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=draw)
+
+    fields: dict[str, object] = {
+        "item_ids": ids,
+        "encoder": "test",
+        "parts": ("one", "two", "three", "four"),
+        "support_size": 10,
+        "recommend_seen": False,
+        "use_inner_step": True,
+        "step_from": 1,
+        "tau": 1.5,
+        "discount": 0.97,
+        "trust_radius": 1.0,
+        "shrinkage": 5.0,
+        "half_life": 4000.0,
+        "item_out": normal(n, d),
+        "item_in": normal(n, p, d),
+        "item_spread": normal(n, p).abs(),
+        "neighbour_items": torch.randint(0, n, (n, m), generator=draw),
+        "neighbour_values": normal(n, m, p),
+        "item_factors": normal(n, f),
+        "item_events": torch.full((n,), 50.0),
+        "metric": torch.linspace(1.0, 0.1, f),
+        "precision": torch.full((f,), 3.0),
+        "text_map": normal(text_dim + 1, d + p * d + f) * 0.1,
+        "part_decays": torch.tensor([0.9, 0.8, 0.9, 0.9]),
+        "part_weights": torch.full((NUM_BUCKETS, 1 + p), 1 / (1 + p)),
+        "calibration": torch.tensor([[1.0, 0.0]]).repeat(NUM_BUCKETS, 1),
+        "counts": normal(NUM_BUCKETS, n).abs() * 10,
+    }
+    return MetaParameters(**(fields | changes))  # type: ignore[arg-type]

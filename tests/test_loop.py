@@ -1,0 +1,230 @@
+"""Micro-batches against a real database: the law, its fates, and independence of how the log is cut."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from typing import Any
+
+import psycopg2
+import pytest
+import torch
+
+from models.encoder import HashedBagOfWords
+from pipeline.adaptation import Adaptation, Types
+from pipeline.loop import DataGap, DeadLetterFlood, Loop, Sources, TopicRecreated
+from pipeline.store import SESSION, Fenced, Store
+from pipeline.support import UserTable
+from schemas.database import connect_engine
+from schemas.events import parse_interaction
+from tests.conftest import Database
+from tests.factories import Record, chunk, event, meta_parameters, record
+
+ITEMS = [f"item-{number}" for number in range(40)]
+PARAMETERS = meta_parameters(ITEMS[:30])
+ENCODER = HashedBagOfWords(16)
+
+
+def query(url: str, statement: str, *values: Any) -> list[tuple[Any, ...]]:
+    with closing(psycopg2.connect(url)) as connection, connection.cursor() as cursor:
+        cursor.execute(statement, values)
+        return cursor.fetchall() if cursor.description else []
+
+
+def fill(url: str) -> None:
+    """A live version and a catalogue, as meta-train and the items topic leave them."""
+    with closing(psycopg2.connect(url)) as connection, connection.cursor() as cursor:
+        cursor.execute(
+            "INSERT INTO innerloop.meta_versions (status, artefact, sha256, encoder) VALUES ('live', 'x', 'x', 'test')"
+        )
+        cursor.execute("INSERT INTO innerloop.catalogue_snapshots DEFAULT VALUES")
+        cursor.executemany(
+            "INSERT INTO innerloop.items (item_id, text, snapshot) VALUES (%s, %s, 1)", [(i, f"text of {i}") for i in ITEMS]
+        )
+        connection.commit()
+
+
+def make_loop(url: str, *, capacity: int = 500, limit: tuple[float, int] = (0.5, 1000), gap: bool = False) -> Loop:
+    engine = connect_engine(url, options=SESSION)
+    table = UserTable(capacity, support_size=10, state_size=0, id_horizon=100, seen_horizon=70)
+    loop = Loop(
+        Store(engine, id_horizon=100, seen_horizon=70),
+        Adaptation(table, Types.of({}), top_n=10),
+        Sources(lambda _: PARAMETERS, lambda texts, _: ENCODER.encode(texts)),
+        topics=("interactions", "items"),
+        parse=parse_interaction,
+        dead_letter_limit=limit,
+        accept_data_gap=gap,
+    )
+    loop.wait_for_version()
+    return loop
+
+
+def assign(loop: Loop, num_partitions: int = 1, end: int = 10**6) -> None:
+    loop.take_over({("interactions", partition): (0, end) for partition in range(num_partitions)})
+
+
+@pytest.fixture
+def url(database: Database) -> Iterator[str]:
+    fill(database.owner_url)
+    torch.set_num_threads(1)
+    yield database.writer_url
+
+
+def log(num_events: int, *, num_users: int = 12, seed: int = 1) -> list[Record]:
+    """Clicks, purchases, dismissals, repeats, conflicts and garbage, in one partition."""
+    draw = random.Random(seed)
+    rows: list[bytes] = []
+    for number in range(num_events):
+        luck = draw.random()
+        user, item = f"u{int(num_users * draw.random() ** 2)}", draw.choice([*ITEMS, "never-listed"])
+        kind = draw.choice(["click", "purchase", "rating", "dismiss", "impression"])
+        if luck < 0.05 and rows:
+            rows.append(draw.choice(rows[-200:]))
+        elif luck < 0.07:
+            rows.append(event(user, item, f"e{draw.randrange(max(1, number))}", kind))
+        elif luck < 0.09:
+            rows.append(b"{garbage")
+        else:
+            rows.append(event(user, item, f"e{number}", kind))
+    return [record(row, offset) for offset, row in enumerate(rows)]
+
+
+def feed(loop: Loop, records: Sequence[Record], sizes: Iterator[int]) -> None:
+    start = 0
+    while start < len(records):
+        size = next(sizes)
+        loop.advance([chunk(records[start : start + size])])
+        start += size
+
+
+STATE = """SELECT user_id, last_offset, num_events, num_applied, support_items, support_types, adapter, adapter_events,
+    top_items, top_scores, recent_ids, recent_seen, num_seen FROM innerloop.user_state ORDER BY user_id"""
+LAW = "SELECT next_offset, applied, dead_lettered, duplicates, dropped, skipped FROM innerloop.stream_position"
+RECORD = """SELECT "offset", user_id, item_id, num_events, loss_adapted, loss_start, rank_adapted, rank_start, rank_popular
+    FROM innerloop.prequential_events ORDER BY 1"""
+
+
+def sizes(seed: int, largest: int) -> Iterator[int]:
+    draw = random.Random(seed)
+    while True:
+        yield draw.randint(1, largest)
+
+
+def test_the_same_log_gives_the_same_rows_however_it_is_cut(services: Any, url: str, database: Database) -> None:
+    records = log(2600)
+    first = make_loop(url)
+    assign(first)
+    feed(first, records, sizes(1, 700))
+    expected = [query(database.owner_url, statement) for statement in (STATE, LAW, RECORD)]
+    assert expected[1][0][0] == len(records)
+    assert min(expected[1][0][1:4]) > 0, "the log must hold every fate"
+    assert any(row[2] > 60 for row in expected[0]), "some user must have more history than a slot's tail"
+    for table in ("user_state", "stream_position", "prequential", "dead_letters", "item_statistics", "activations",
+                  "event_ids", "seen_items", "popular_items"):  # fmt: skip
+        query_write(database.owner_url, f"TRUNCATE innerloop.{table}")
+    # a table for five users only: almost every batch forgets somebody and reads him again
+    second = make_loop(url, capacity=13)
+    assign(second)
+    feed(second, records, sizes(2, 40))
+    assert [query(database.owner_url, statement) for statement in (STATE, LAW, RECORD)] == expected
+
+
+def query_write(url: str, statement: str) -> None:
+    with closing(psycopg2.connect(url)) as connection, connection.cursor() as cursor:
+        cursor.execute(statement)
+        connection.commit()
+
+
+def test_a_replayed_log_changes_no_row(url: str, database: Database) -> None:
+    records = log(400)
+    loop = make_loop(url)
+    assign(loop)
+    feed(loop, records, sizes(1, 90))
+    tables = [*(STATE, LAW, RECORD), 'SELECT * FROM innerloop.dead_letters ORDER BY "offset"']
+    before = [query(database.owner_url, statement) for statement in tables]
+    again = make_loop(url)
+    assign(again)
+    feed(again, records, sizes(5, 50))
+    assert [query(database.owner_url, statement) for statement in tables] == before
+
+
+def test_a_worker_whose_partition_was_moved_by_another_writes_nothing(url: str, database: Database) -> None:
+    records = log(300)
+    frozen, other = make_loop(url), make_loop(url)
+    assign(frozen)
+    feed(frozen, records[:100], iter([100]))
+    assign(other)
+    feed(other, records[100:200], iter([100]))
+    before = query(database.owner_url, STATE)
+    with pytest.raises(Fenced):
+        frozen.advance([chunk(records[100:300])])
+    assert query(database.owner_url, STATE) == before
+
+
+def test_missing_offsets_are_counted_as_skipped(url: str, database: Database) -> None:
+    loop = make_loop(url)
+    assign(loop)
+    loop.advance([chunk([record(event("u1", "item-1", "a"), 3), record(event("u1", "item-2", "b"), 7)], start=0)])
+    assert query(database.owner_url, LAW) == [(8, 2, 0, 0, 0, 6)]
+
+
+def test_a_topic_that_lost_events_stops_the_worker_until_the_gap_is_accepted(url: str, database: Database) -> None:
+    loop = make_loop(url)
+    assign(loop)
+    loop.advance([chunk([record(event("u1", "item-1", "a"), 0)])])
+    with pytest.raises(DataGap, match=r"DATA_GAP interactions\[0\] 1\.\.50"):
+        make_loop(url).take_over({("interactions", 0): (50, 90)})
+    willing = make_loop(url, gap=True)
+    assert willing.take_over({("interactions", 0): (50, 90)}) == {("interactions", 0): 50}
+    assert query(database.owner_url, LAW) == [(50, 1, 0, 0, 0, 49)]
+
+
+def test_a_topic_that_was_made_anew_is_refused(url: str) -> None:
+    loop = make_loop(url)
+    assign(loop)
+    loop.advance([chunk([record(event("u1", "item-1", "a"), 0)])])
+    with pytest.raises(TopicRecreated):
+        make_loop(url).take_over({("interactions", 0): (0, 0)})
+
+
+def test_a_flood_of_garbage_stops_the_worker_before_it_is_dead_lettered(url: str, database: Database) -> None:
+    loop = make_loop(url, limit=(0.5, 100))
+    assign(loop)
+    loop.advance([chunk([record(event("u1", f"item-{n % 40}", f"e{n}"), n) for n in range(60)])])
+    with pytest.raises(DeadLetterFlood, match="BAD_JSON"):
+        loop.advance([chunk([record(b"{", n) for n in range(60, 160)])])
+    assert query(database.owner_url, LAW) == [(60, 60, 0, 0, 0, 0)]
+
+
+def test_a_user_in_a_second_partition_is_a_dead_letter_there(url: str, database: Database) -> None:
+    loop = make_loop(url)
+    assign(loop, 2)
+    loop.advance([chunk([record(event("u1", "item-1", "a"), 0)])])
+    loop.advance([chunk([record(event("u1", "item-2", "b"), 0, partition=1)])])
+    reasons = query(database.owner_url, "SELECT partition, reason FROM innerloop.dead_letters")
+    assert reasons == [(1, "KEY_MISMATCH")]
+
+
+def test_dismissed_and_seen_items_leave_the_list_and_unknown_ones_stay_in_the_support(url: str, database: Database) -> None:
+    loop = make_loop(url)
+    assign(loop)
+    loop.advance([chunk([record(event("u1", "item-1", "a"), 0)])])
+    listed = [row[0] for row in query(database.reader_url, "SELECT item_id FROM innerloop.recommend('u1', 10)")]
+    assert "item-1" not in listed
+    refused = listed[0]
+    loop.advance([chunk([record(event("u1", refused, "b", "dismiss"), 1), record(event("u1", "odd", "c"), 2)])])
+    again = [row[0] for row in query(database.reader_url, "SELECT item_id FROM innerloop.recommend('u1', 10)")]
+    assert refused not in again
+    assert "item-1" not in again
+    support = query(database.owner_url, "SELECT item_id FROM innerloop.support_sets WHERE user_id = 'u1' ORDER BY position")
+    assert support == [("item-1",), ("odd",)]
+
+
+def test_a_user_without_events_gets_the_popular_list(url: str, database: Database) -> None:
+    assign(make_loop(url))
+    rows = query(database.reader_url, "SELECT item_id, score, source FROM innerloop.recommend('nobody', 10)")
+    assert len(rows) == 10
+    assert {row[2] for row in rows} == {"popular"}
+    assert [row[1] for row in rows] == sorted((row[1] for row in rows), reverse=True)
