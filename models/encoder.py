@@ -198,10 +198,23 @@ def _load(folder: Path, source: str) -> tuple[Any, Any]:
     try:
         with _quiet():
             tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
-            model = AutoModel.from_pretrained(str(folder), local_files_only=True, dtype=torch.float32)
+            model, report = AutoModel.from_pretrained(
+                str(folder), local_files_only=True, dtype=torch.float32, output_loading_info=True
+            )
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         raise _unavailable(source, str(error)) from error
+    _refuse_inventions(source, tokenizer, report)
     return tokenizer, model
+
+
+def _refuse_inventions(source: str, tokenizer: Any, report: dict[str, Any]) -> None:
+    """Refuse what transformers makes up without a word: a tokenizer without words, weights drawn at random."""
+    if len(tokenizer) <= len(tokenizer.all_special_ids):
+        raise _unavailable(source, "it has no tokenizer")
+    # The pooler is not used here, and many encoders are published without one.
+    missing = sorted(key for key in report["missing_keys"] if "pooler" not in key)
+    if missing:
+        raise _unavailable(source, f"{len(missing)} of its weights are missing, {missing[0]} among them")
 
 
 @contextmanager
