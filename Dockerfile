@@ -21,8 +21,8 @@ COPY models models
 COPY pipeline pipeline
 RUN uv pip install --system --no-cache --no-deps . && rm -rf build
 
-# Numbers, so that an orchestrator can check that it is not root. Everything written lies in the one volume.
-RUN mkdir -p /var/lib/innerloop && chown 10001:10001 /var/lib/innerloop
+# Numbers, so that an orchestrator can check that it is not root. State lies in one folder, input files in the other.
+RUN mkdir -p /var/lib/innerloop /data && chown 10001:10001 /var/lib/innerloop /data
 USER 10001:10001
 ENV HOME=/tmp INNERLOOP_HOME=/var/lib/innerloop HF_HOME=/var/lib/innerloop/huggingface
 VOLUME /var/lib/innerloop
