@@ -109,24 +109,29 @@ class Ranker:
 
     def logits(self, tasks: TaskBatch, priors: Tensor) -> tuple[Tensor, Tensor]:
         """Adapted and start logits [U, N] from the served form; excluded items are -inf. Priors are [R, N]."""
-        adapted, start = self._scores(tasks, priors)
-        return _exclude(adapted, tasks.excluded), _exclude(start, tasks.excluded)
+        served, start = self._start(tasks, priors)
+        start = _exclude(start, tasks.excluded)
+        return start + served.deviation @ self.items.vectors[:, self._dims :].T, start
 
-    def step(self, tasks: TaskBatch, priors: Tensor, targets: Tensor) -> Step:
+    def step(self, tasks: TaskBatch, priors: Tensor, targets: Tensor, previous: Tensor | None = None) -> Step:
         """Predict targets [U] (catalogue rows, -1 = no row) before learning from them.
 
-        A target is ranked among the items that are not excluded, and itself.
+        A target is ranked among the items that are not excluded, and itself. One call may hold several events of a
+        user, oldest first: `previous` [U] then gives the row of the user's event before (-1 = none in this call), whose
+        state after is used instead of `tasks.state`. That is possible because honest residuals need the start only.
         """
         known, rows = targets >= 0, targets.clamp(min=0)
-        scores = self._scores(tasks, priors)
-        adapted, start = (_exclude(s, tasks.excluded, keep=rows) for s in scores)
-        prediction = torch.softmax(self._inner.tau * start, 1)
-        factors = self.items.vectors[:, self._dims :]
-        learnt = self._inner.learn(tasks.state, self._inner.residual(prediction, factors, rows))
-        popular = _exclude(priors[tasks.prior_rows], tasks.excluded, keep=rows)
+        served, start = self._start(tasks, priors)
+        vectors = self.items.vectors[:, self._dims :]
+        own = start.gather(1, rows[:, None])
+        start = _exclude(start, tasks.excluded).scatter_(1, rows[:, None], own)
+        residual = self._inner.residual(torch.softmax(self._inner.tau * start, 1), vectors, rows)
+        before, after = self._carry(tasks, residual, known, previous)
+        adapted = start + self._deviation(*before, tasks.num_events) @ vectors.T
+        popular = priors[tasks.prior_rows]
+        popular = popular.masked_fill(start == -torch.inf, -torch.inf)
         return Step(
-            state=torch.where(known[:, None], learnt, tasks.state),
-            state_events=tasks.state_events + known.long(),
+            *after,
             loss_adapted=self._loss(adapted, rows, known),
             loss_start=self._loss(start, rows, known),
             rank_adapted=_rank(adapted, rows) * known,
@@ -163,7 +168,7 @@ class Ranker:
         torch.mm(start, self.items.vectors[:, : self._dims].T, out=plain[:, :-1])
         plain[:, :-1] += weights[:, :1] * priors[tasks.prior_rows]
         bonus = self._bonus(rows, gains * scale[:, None], plain, tasks.excluded)
-        return Served(start, self._deviation(tasks), weights[:, 0], *bonus), plain
+        return Served(start, self._deviation(tasks.state, tasks.state_events, tasks.num_events), weights[:, 0], *bonus), plain
 
     def _bonus(self, rows: Tensor, gains: Tensor, plain: Tensor, excluded: Tensor) -> tuple[Tensor, Tensor]:
         """Sum what the support's neighbours add beyond D dimensions; keep it for the items that end up highest."""
@@ -177,16 +182,31 @@ class Ranker:
         items = torch.where(kept, highest.indices, self.items.num_items)
         return items, bonus.gather(1, items)
 
-    def _deviation(self, tasks: TaskBatch) -> Tensor:
+    def _deviation(self, state: Tensor, state_events: Tensor, num_events: Tensor) -> Tensor:
         if not self.parameters.use_inner_step:
-            return torch.zeros_like(tasks.state)
-        return self._inner.deviation(tasks.state, tasks.state_events, tasks.num_events)
+            return torch.zeros_like(state)
+        return self._inner.deviation(state, state_events, num_events)
 
-    def _scores(self, tasks: TaskBatch, priors: Tensor) -> tuple[Tensor, Tensor]:
-        """Compute adapted and start logits [U, N] from the served form, nothing excluded."""
-        served, start = self._serve(tasks, priors)
-        start = start.scatter_add_(1, served.bonus_items, served.bonus)[:, :-1]
-        return start + served.deviation @ self.items.vectors[:, self._dims :].T, start
+    def _start(self, tasks: TaskBatch, priors: Tensor) -> tuple[Served, Tensor]:
+        """Compute the start's logits [U, N] from the served form, nothing excluded."""
+        served, plain = self._serve(tasks, priors)
+        return served, plain.scatter_add_(1, served.bonus_items, served.bonus)[:, :-1]
+
+    def _carry(
+        self, tasks: TaskBatch, residual: Tensor, known: Tensor, previous: Tensor | None
+    ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        """States (vector, count) before and after every event; elementwise, so that cutting a log changes no bit."""
+        before, counts = tasks.state, tasks.state_events
+        after = torch.where(known[:, None], self._inner.learn(before, residual), before)
+        if previous is None:
+            return (before, counts), (after, counts + known.long())
+        before, counts, counts_after = before.clone(), counts.clone(), counts + known.long()
+        for rows in _by_depth(previous):
+            before[rows], counts[rows] = after[previous[rows]], counts_after[previous[rows]]
+            learnt = self._inner.learn(before[rows], residual[rows])
+            after[rows] = torch.where(known[rows, None], learnt, before[rows])
+            counts_after[rows] = counts[rows] + known[rows].long()
+        return (before, counts), (after, counts_after)
 
     def _loss(self, logits: Tensor, rows: Tensor, known: Tensor) -> Tensor:
         scaled = self._inner.tau * logits
@@ -194,16 +214,25 @@ class Ranker:
         return torch.where(known, loss.clamp(max=LOSS_LIMIT), LOSS_LIMIT)
 
 
-def _exclude(scores: Tensor, excluded: Tensor, keep: Tensor | None = None) -> Tensor:
-    """Set excluded columns to -inf (in place), except the column `keep` [U]."""
-    kept = None if keep is None else scores.gather(1, keep[:, None])
-    # padding excludes the row's first excluded item again, or nothing at all
-    columns = torch.where(excluded >= 0, excluded, excluded.max(1, keepdim=True).values) if excluded.numel() else excluded
-    none = columns < 0
-    scores.scatter_(1, columns.clamp(min=0), torch.where(none, scores[:, :1].expand_as(columns), -torch.inf))
-    if kept is not None and keep is not None:
-        scores.scatter_(1, keep[:, None], kept)
-    return scores
+def _exclude(scores: Tensor, excluded: Tensor) -> Tensor:
+    """Set excluded columns to -inf, in place."""
+    if excluded.shape[1] == 0:
+        return scores
+    # padding names the row's largest excluded item once more, or rewrites column 0 where nothing is excluded
+    columns = torch.where(excluded >= 0, excluded, excluded.max(1, keepdim=True).values)
+    value = torch.where(columns >= 0, -torch.inf, scores[:, :1])
+    return scores.scatter_(1, columns.clamp(min=0), value)
+
+
+def _by_depth(previous: Tensor) -> list[Tensor]:
+    """Rows whose previous row is in the chunk, grouped so that every group needs only groups before it."""
+    depths: list[int] = []
+    for row, earlier in enumerate(previous.tolist()):
+        if earlier >= row:
+            raise ValueError(f"row {row} follows row {earlier}: a user's events must be oldest first")
+        depths.append(0 if earlier < 0 else depths[earlier] + 1)
+    depth = torch.tensor(depths)
+    return [(depth == d).nonzero()[:, 0].to(previous.device) for d in range(1, max(depths, default=0) + 1)]
 
 
 def _rank(scores: Tensor, rows: Tensor) -> Tensor:

@@ -180,7 +180,9 @@ class Adaptation:
         )
 
     def popular(self, partition: int) -> Lists:
-        """The list of a user without events, from a partition's current counts."""
+        """The list of a user without events, from a partition's current counts; empty while the catalogue is."""
+        if not len(self._row_nos):
+            return self._lists([])
         current = self._prior(partition)
         tasks = self._tasks(np.zeros(0, np.int64), np.zeros(0, np.int64))
         top = self.ranker.rank(tasks, current, min(NUM_POPULAR, len(self._row_nos)))
@@ -257,6 +259,8 @@ class Adaptation:
 
     def _prior(self, partition: int) -> Tensor:
         """Priors [B, N] of a partition's current epoch."""
+        if not len(self._row_nos):
+            return torch.zeros(NUM_BUCKETS, 0)
         statistics = self.statistics[partition]
         epoch, prior = self._priors.get(partition, (-1, torch.zeros(0)))
         if epoch != statistics.epoch_offset:
@@ -304,6 +308,8 @@ class Adaptation:
         )
 
     def _list(self, slots: Ints, stacked: Tensor, bases: Ints) -> Lists:
+        if not len(self._row_nos):
+            return Lists(np.zeros((len(slots), 0), np.int64), np.zeros((len(slots), 0)), np.zeros(len(slots), np.int64))
         rows = bases + bucket_of(torch.from_numpy(self.table.num_events[slots])).numpy()
         k = min(self._top_n, len(self._row_nos))
         tops = []

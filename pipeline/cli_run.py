@@ -125,8 +125,9 @@ def meta_train(
 ) -> None:
     """Learn meta-parameters from past interactions.
 
-    They are registered as a version; that needs the writer's login. Fitted on the earlier users, validated prequentially on users it has not seen; what does not pay there is switched
-    off, the inner step included. The first version becomes live, later ones are challengers.
+    They are registered as a version, which needs the writer's login. Fitted on the earlier users, validated
+    prequentially on users it has not seen; what does not pay there is switched off, the inner step included. The first
+    version becomes live, later ones are challengers.
 
     \b
     Examples:
@@ -169,8 +170,8 @@ def worker() -> None:
 def config(json: AsJson = False) -> None:
     """Show every setting and where it came from.
 
-    Passwords are masked. Each one is set by the variable INNERLOOP_<NAME>, or in the TOML file that INNERLOOP_CONFIG names. A name that
-    innerloop does not know ends any command with exit code 78.
+    Passwords are masked. Each setting is the variable INNERLOOP_<NAME>, or stands in the TOML file that
+    INNERLOOP_CONFIG names. A name that innerloop does not know ends any command with exit code 78.
 
     \b
     Examples:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 
 from pipeline.transport import Chunk, Fetch
 
@@ -25,8 +26,8 @@ class Inbox:
             self._num_records += fetch.num_records
             self._changed.notify_all()
 
-    async def take(self, generation: int) -> list[Chunk]:
-        """Wait for chunks of this consumer generation; older ones are dropped, the seek brings their records again."""
+    async def take(self, generation: Callable[[], int]) -> list[Chunk]:
+        """Wait for chunks of the current generation; older ones are dropped, the seek brings their records again."""
         async with self._changed:
             await self._changed.wait_for(lambda: bool(self._waiting))
             chunks: list[Chunk] = []
@@ -34,7 +35,7 @@ class Inbox:
             while self._waiting and num_taken < self._max_records:
                 fetch = self._waiting.popleft()
                 self._num_records -= fetch.num_records
-                if fetch.generation == generation:
+                if fetch.generation == generation():
                     chunks += fetch.chunks
                     num_taken += fetch.num_records
             self._changed.notify_all()

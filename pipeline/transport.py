@@ -114,7 +114,8 @@ class PositionedConsumer(driver.Consumer):  # type: ignore[misc]  # untyped base
         }
         chunks = [self._chunk(tp, rows) for tp, rows in wanted.items()]
         if chunks and self.flow_active and self.app.consumer_generation_id == generation:
-            yield self._as_message(next(iter(wanted)), Fetch(generation, chunks))
+            tp = next(iter(wanted))
+            yield tp, self._as_message(tp, Fetch(generation, chunks))
 
     def _chunk(self, tp: TP, records: Sequence[Record]) -> Chunk:
         start = self._handed_out.get(tp, records[0].offset)

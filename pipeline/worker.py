@@ -105,7 +105,7 @@ class _Worker:
         )
         self._declare_agents(self.app)
         self.app.finalize()
-        tasks = [asyncio.create_task(task) for task in (self._pump(), self._follow(), self._report())]
+        tasks = [asyncio.create_task(task) for task in (self._pump(), self._follow(), self._report(), self._watch())]
         for task in tasks:
             task.add_done_callback(self._ended)
         await self.app.start()
@@ -146,7 +146,7 @@ class _Worker:
 
     async def _pump(self) -> None:
         while True:
-            chunks = await self.inbox.take(self.app.consumer_generation_id)
+            chunks = await self.inbox.take(lambda: self.app.consumer_generation_id)
             if not chunks:
                 continue
             self.idle.clear()
@@ -180,6 +180,12 @@ class _Worker:
                 users_held=len(self.loop.adaptation.table),
                 cpu_seconds=round(time.process_time(), 2),
             )
+
+    async def _watch(self) -> None:
+        """End with Faust: a crashed part of it would leave a worker that looks alive and consumes nothing."""
+        while not self.app.crashed:
+            await asyncio.sleep(0.2)
+        raise RuntimeError("Faust crashed") from self.app.crash_reason
 
     async def _end(self, tasks: list[asyncio.Task[None]]) -> int:
         """Commit the batch in hand, tell Kafka how far we are, leave. Ten seconds at most."""

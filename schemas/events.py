@@ -156,7 +156,6 @@ def _parse_ordinary(key: bytes | None, value: bytes | None, timestamp_ms: int) -
         not (event_id and user_id and item_id)
         or found.v != 1
         or found.type not in CODES
-        or timestamp_ms < 0
         or not field.EARLIEST_MS <= ts_ms <= timestamp_ms + field.MAX_AHEAD_MS
         or (number is not None and not -_EXACT_INTEGERS < number < _EXACT_INTEGERS)
         or (context and not _is_flat(context))
@@ -192,7 +191,7 @@ def _plain_id(found: str | int) -> str:
 
 
 def _is_flat(context: dict[str, Any]) -> bool:
-    # Scalars only, and no number that the two readings might understand differently.
+    # Scalars only, and no number that the two readings understand differently.
     for inner in context.values():
         kind = type(inner)
         if kind is dict or kind is list:

@@ -5,7 +5,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from schemas import events
@@ -143,6 +143,7 @@ MALFORMED = {
     "the year 1": (message(ts="0001-01-01T00:00:00+23:59"), "TS_ANCIENT"),
     "5 MiB": (message(context={"a": "x" * 5 * 2**20}), "TOO_LARGE"),
     "100,000 levels": (with_raw("context", b'{"a":' + b"[" * 100_000 + b"]" * 100_000 + b"}"), "TOO_DEEP"),
+    "levels beyond the limit of size": (message(context={"a": "x" * 70_000, "b": [[[[[[[[[]]]]]]]]]}), "TOO_LARGE"),
     "9 levels": (with_raw("context", b"{" + b'"a":{' * 7 + b"}" * 8), "TOO_DEEP"),
     "9 levels that a later key hides": (with_raw("context", b'{"a":' + b"[" * 7 + b"]" * 7 + b',"a":1}'), "TOO_DEEP"),
 }
@@ -226,8 +227,8 @@ def test_brackets_inside_strings_do_not_nest() -> None:
     assert reason(b'{"a":"' + b"[" * 50) == "BAD_JSON"
 
 
+@pytest.mark.timeout(20)  # milliseconds; a pattern that can fail at a quote takes 50 s
 def test_quotes_that_never_end_are_read_in_linear_time() -> None:
-    # Took minutes with a pattern that can fail at a quote; the session's time limit notices.
     assert reason(b'{"[[[[[[[[":' + b'"\\' * 32_000) == "BAD_JSON"
 
 
@@ -237,6 +238,7 @@ def test_the_body_hash_follows_the_meaning_and_not_the_spelling() -> None:
     spelled = json.dumps(reordered | ORDINARY, indent=3).encode()
     assert accepted(spelled) == plain
     assert accepted(message(value=4, context={"a": 1, "b": "x"}, extra=1)).body_hash == plain.body_hash
+    assert accepted(message(value=-0.0)).body_hash == accepted(message(value=0)).body_hash
     changed: list[dict[str, Any]] = [
         {"item_id": "i2"},
         {"type": "view"},
@@ -330,6 +332,10 @@ def test_any_bytes_end_as_a_value_or_a_rejection(key: bytes | None, value: bytes
 
 @settings(max_examples=1000, deadline=None)
 @given(nearly_ordinary(), record_times)
+@example(message(context={"a": 10**30}), RECORD_MS)
+@example(message(context={"a": -(10**30)}), RECORD_MS)
+@example(message(context={"a": [10**30]}), RECORD_MS)
+@example(message(context={"a": {"b": 10**30}}), RECORD_MS)
 def test_what_the_fast_reading_accepts_the_careful_one_reads_the_same(value: bytes, record_ms: int) -> None:
     fast = events._parse_ordinary(b"u1", value, record_ms)
     try:
