@@ -1,0 +1,160 @@
+"""The wiring of `meta-train`: past interactions and texts → outer loop → artefact and row."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from models.encoder import TextEncoder, resolve_encoder
+from models.episodes import Interactions
+from models.outer_loop import meta_train
+from pipeline import registry, training_data
+from pipeline.adaptation import Types
+from pipeline.embeddings import cached_embeddings
+from pipeline.settings import Settings
+from pipeline.stages import Stages, stages
+from pipeline.training_data import Columns, Window
+from schemas.database import check_role, check_schema, connect_engine
+from schemas.mapping import load_mapping
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The result of one meta-training."""
+
+    registered: registry.Registered
+    num_events: int
+    num_users: int
+    num_items: int
+    rejected: dict[str, int]
+    report: dict[str, Any]
+    seconds: float
+
+    def as_json(self) -> dict[str, Any]:
+        """Return plain values."""
+        counts = {"events": self.num_events, "users": self.num_users, "items": self.num_items}
+        seconds = round(self.seconds, 1)
+        return {**self.registered.__dict__, **counts, "rejected": self.rejected, "seconds": seconds, **self.report}
+
+    def as_text(self) -> str:
+        """Return a few lines for people."""
+        kept = self.registered
+        figures = [f"  {name}: {_shown(value)}" for name, value in self.report.items() if not isinstance(value, dict)]
+        return "\n".join(
+            [
+                f"version {kept.version} is {kept.status} ({kept.encoder}, sha256 {kept.sha256[:12]}…)",
+                f"learnt from {self.num_events:,} positive events of {self.num_users:,} users with "
+                f"{self.num_items:,} items in {self.seconds:.0f} s",
+                *figures,
+            ]
+        )
+
+
+def run(
+    settings: Settings,
+    *,
+    interactions_file: str | None,
+    items_file: str | None,
+    mapping_file: Path | None = None,
+    seed: int = 0,
+) -> Trained:
+    """Read, encode, meta-train, register. Without a file the topics are read.
+
+    Raises ConfigurationError for what an operator has to correct, and BrokerUnavailable.
+    """
+    started = time.monotonic()
+    engine = connect_engine(settings.database("writer"))
+    check_schema(engine)
+    check_role(engine, "writer")
+    with stages() as progress:
+        window = _window(settings, interactions_file, mapping_file, progress)
+        columns = training_data.numbered(window)
+        texts = _texts(settings, items_file)
+        encoder = resolve_encoder(settings.encoder, device=settings.device)
+        embeddings = _embeddings(encoder, columns.item_ids, texts, settings.home, progress)
+        parameters, report = meta_train(
+            _interactions(columns),
+            embeddings,
+            item_ids=columns.item_ids,
+            encoder=encoder.name,
+            seed=seed,
+            support_size=settings.support_size,
+            progress=progress,
+        )
+    provenance = _provenance(settings, interactions_file, columns, seed)
+    registered = registry.register(engine, settings.home, parameters, metrics=report, provenance=provenance)
+    engine.dispose()
+    num_events, num_items = len(columns.users), len(columns.item_ids)
+    return Trained(
+        registered, num_events, columns.num_users, num_items, dict(window.rejected), report, time.monotonic() - started
+    )
+
+
+def _window(settings: Settings, path: str | None, mapping_file: Path | None, progress: Stages) -> Window:
+    types = Types.of({name: (kind.label, kind.weight) for name, kind in settings.event_types.items()})
+    weight_of = types.weight * types.positive
+    # A topic is read as its workers read it; a file brings its own mapping.
+    chosen = mapping_file or (None if path else settings.mapping)
+    mapping = load_mapping(chosen) if chosen else None
+    if path:
+        events = training_data.events_of_file(path, mapping)
+    else:
+        events = training_data.events_of_topic(settings.broker_address(), settings.topic_interactions, mapping)
+    # How many there will be is not known before they are read.
+    window = training_data.collect(events, weight_of, lambda done: progress("read events", done, done + 1))
+    progress("read events", len(window.users), len(window.users))
+    return window
+
+
+def _texts(settings: Settings, path: str | None) -> dict[str, str]:
+    if path:
+        return training_data.texts_of_file(path)
+    return training_data.texts_of_topic(settings.broker_address(), settings.topic_items)
+
+
+def _embeddings(
+    encoder: TextEncoder, item_ids: tuple[str, ...], texts: dict[str, str], home: Path, progress: Stages
+) -> Tensor:
+    """Return [N, T]: zeros where the catalogue does not know the item, so that it teaches nothing about texts."""
+    rows = [row for row, item_id in enumerate(item_ids) if item_id in texts]
+    known = [texts[item_ids[row]] for row in rows]
+    embeddings = torch.zeros(len(item_ids), encoder.size)
+    if rows:
+        embeddings[torch.tensor(rows)] = cached_embeddings(
+            encoder, known, home / "cache", lambda done, total: progress("encode texts", done, total)
+        )
+    return embeddings
+
+
+def _interactions(columns: Columns) -> Interactions:
+    return Interactions(
+        torch.from_numpy(columns.users),
+        torch.from_numpy(columns.items),
+        torch.from_numpy(columns.times),
+        torch.from_numpy(columns.weights),
+        len(columns.item_ids),
+    )
+
+
+def _provenance(settings: Settings, path: str | None, columns: Columns, seed: int) -> dict[str, Any]:
+    return {
+        # A name and no path: the row is read by people who do not share this machine.
+        "interactions": Path(path).name if path else f"topic {settings.topic_interactions}",
+        "events": len(columns.users),
+        "users": columns.num_users,
+        "items": len(columns.item_ids),
+        "first_ts_ms": int(columns.times[0]),
+        "last_ts_ms": int(columns.times[-1]),
+        "seed": seed,
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _shown(value: Any) -> str:
+    return f"{value:.4f}" if isinstance(value, float) else str(value)
