@@ -202,7 +202,8 @@ class Adaptation:
         for partition in batch.partition[applied].tolist():
             by_partition[partition].applied += 1
         batch.keep(applied)
-        return slots[applied]
+        kept: Ints = slots[applied]
+        return kept
 
     def _rejected(self, batch: MicroBatch, index: int, fate: int, slot: int) -> DeadLetter:
         reason, detail = {
@@ -341,7 +342,7 @@ class Adaptation:
         return TaskBatch(**{name: column.to(device) for name, column in columns.items()})
 
     def _excluded(self, slots: Ints) -> Ints:
-        """Rows not to be listed [U, X], -1 where none: dismissed, withdrawn and (unless the scene repeats) seen items."""
+        """Rows not to be listed [U, X], -1 where none: dismissed, withdrawn and (unless repeated) seen items."""
         marks = np.where(
             np.arange(self.table.recent_seen.shape[1]) < tail_length(self.table.num_seen[slots])[:, None],
             self.table.recent_seen[slots],

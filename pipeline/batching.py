@@ -86,7 +86,6 @@ def micro_batch(chunks: Iterable[Chunk], positions: Mapping[int, int], parse: Pa
 
     Raises:
         LostRecords: a chunk starts beyond its partition's position.
-
     """
     batch = MicroBatch()
     for chunk in chunks:
@@ -133,9 +132,7 @@ def fates(batch: MicroBatch, slots: Ints, table: UserTable) -> Ints:
     duplicate, with another body a conflict; neither is remembered again. A user lives in the partition of the first
     event; one that turns up in another (a foreign partitioner) is FOREIGN there.
 
-    Args:
-        slots: [E] the slot of each event's user, in which the partition is set.
-
+    `slots` [E] are those of the events' users.
     """
     result = np.where(table.partition[slots] == batch.partition, APPLIED, FOREIGN).astype(np.int64)
     if not len(slots):

@@ -35,6 +35,7 @@ class Scalar:
     kind: tuple[str, int]
 
     def fields(self) -> tuple[Bytes, Mask | None]:
+        """Give the rows' bytes [U, W], lengths included, and which of them count (None: all)."""
         body = _as_bytes(self.values[:, None], self.kind[0])
         return _with_length(body, np.full(len(body), body.shape[1])), None
 
@@ -49,6 +50,7 @@ class Ragged:
     right: bool = False
 
     def fields(self) -> tuple[Bytes, Mask | None]:
+        """Give the rows' bytes [U, W], lengths included, and which of them count (None: all)."""
         num_rows, width = self.values.shape
         size = np.dtype(self.kind[0]).itemsize
         elements = np.empty((num_rows, width, 4 + size), np.uint8)
@@ -75,6 +77,7 @@ class Text:
     values: Sequence[str]
 
     def fields(self) -> tuple[Bytes, Mask | None]:
+        """Give the rows' bytes [U, W], lengths included, and which of them count (None: all)."""
         encoded = [value.encode() for value in self.values]
         lengths = np.fromiter(map(len, encoded), np.int64, len(encoded))
         width = max(1, int(lengths.max()))
@@ -90,6 +93,7 @@ class TextArray:
     values: Sequence[Sequence[str]]
 
     def fields(self) -> tuple[Bytes, Mask | None]:
+        """Give the rows' bytes [U, W], lengths included, and which of them count (None: all)."""
         rows = [_text_array(row) for row in self.values]
         lengths = np.fromiter(map(len, rows), np.int64, len(rows))
         body = np.zeros((len(rows), int(lengths.max())), np.uint8)
@@ -107,7 +111,6 @@ def binary_copy(columns: Sequence[Column]) -> bytes:
 
     Args:
         columns: in the order of the COPY's column list, all with the same number U ≥ 1 of rows.
-
     """
     parts = [column.fields() for column in columns]
     num_rows = len(parts[0][0])

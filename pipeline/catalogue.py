@@ -37,7 +37,6 @@ class Catalogue:
         item_nos: [N] item number of each row.
         row_of: [largest number + 1] row of each item number, -1 for 0 and for unknown items.
         unavailable: rows that may not be listed.
-
     """
 
     snapshot: int
@@ -58,12 +57,9 @@ class Catalogue:
 def build_catalogue(
     snapshot: int, items: Sequence[ListedItem], embeddings: Tensor, parameters: MetaParameters
 ) -> Catalogue:
-    """Lay out a snapshot's items for one meta version.
+    """Lay out all `items` of a snapshot for one meta version.
 
-    Args:
-        items: all items.
-        embeddings: [N, T] of the known items, in the order of `listed_rows(items)`.
-
+    `embeddings` [N, T] are those of the known items, in the order of `listed_rows(items)`.
     """
     rows = listed_rows(items)
     trained = {item_id: index for index, item_id in enumerate(parameters.item_ids)}

@@ -32,6 +32,7 @@ T = TypeVar("T")
 
 RETRY_SECONDS = (0.05, 2.0)  # first and longest pause while the database is away
 TAKE_OVER_ATTEMPTS = 5
+WAITING_RECORDS = 100_000  # interactions held back at most while the catalogue is read
 FOLLOW_SECONDS = 0.25  # how often versions and snapshots are looked for
 
 
@@ -88,6 +89,7 @@ class Loop:
         self._accept_data_gap = accept_data_gap
         self._live: tuple[int | None, int] = (None, -1)
         self._followed_at = 0.0
+        self._catalogue_ends: dict[tuple[str, int], int] = {}
         self._intended: dict[tuple[str, int], int] = {}
         self.stopping = False
 
@@ -110,7 +112,6 @@ class Loop:
 
         Raises:
             DataGap, TopicRecreated: the broker's log does not continue the position.
-
         """
         for attempt in range(TAKE_OVER_ATTEMPTS):
             try:
@@ -132,9 +133,21 @@ class Loop:
         for key in self.positions.keys() - bounds.keys():
             self._forget(*key)
             del self.positions[key]
+        self._catalogue_ends = {key: end for key, (_, end) in bounds.items() if key[0] == self.items}
         self.follow(force=True)
         self._activate()
         return dict(self.positions)
+
+    def ready(self, chunks: list[Chunk]) -> tuple[list[Chunk], list[Chunk]]:
+        """Chunks to advance by now, and those that wait: interactions, while the catalogue is behind what was assigned.
+
+        A new deployment thus reads its catalogue before its first event; the wait ends at WAITING_RECORDS.
+        """
+        behind = any(self.positions[key] < end for key, end in self._catalogue_ends.items())
+        if not behind or sum(len(chunk.records) for chunk in chunks) > WAITING_RECORDS:
+            return chunks, []
+        return ([chunk for chunk in chunks if chunk.topic == self.items],
+                [chunk for chunk in chunks if chunk.topic != self.items])  # fmt: skip
 
     def advance(self, chunks: Sequence[Chunk]) -> dict[tuple[str, int], int]:
         """Bring chunks into the database; gives the positions that are durable now. Catalogue changes go first."""
@@ -291,7 +304,6 @@ class Loop:
 
         Raises:
             Fenced: another worker has moved a position meanwhile.
-
         """
         pause, longest = RETRY_SECONDS
         said = False

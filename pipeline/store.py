@@ -49,7 +49,8 @@ INCOMING = """CREATE TEMPORARY TABLE IF NOT EXISTS incoming_users
     (LIKE innerloop.user_state INCLUDING DEFAULTS) ON COMMIT DELETE ROWS"""
 STATE_COLUMNS = (
     "user_id", "partition", "last_offset", "num_events", "num_applied", "support_items", "support_types", "adapter",
-    "adapter_events", "meta_version", "top_items", "top_scores", "recent_ids", "recent_bodies", "recent_seen", "num_seen",
+    "adapter_events", "meta_version", "top_items", "top_scores", "recent_ids", "recent_bodies", "recent_seen",
+    "num_seen",
 )  # fmt: skip
 COPY_USERS = f"COPY incoming_users ({', '.join(STATE_COLUMNS)}) FROM STDIN (FORMAT binary)"
 # In one order of users everywhere, so that two transactions cannot wait for each other.
@@ -64,8 +65,8 @@ TRIM_EVENT_IDS = """DELETE FROM innerloop.event_ids e USING unnest(%s::text[], %
     WHERE e.user_id = t.user_id AND e.segment <= t.segment"""
 TRIM_SEEN_ITEMS = """DELETE FROM innerloop.seen_items s USING unnest(%s::text[], %s::int[]) AS t (user_id, segment)
     WHERE s.user_id = t.user_id AND s.segment <= t.segment"""
-COPY_PREQUENTIAL = """COPY innerloop.prequential (topic, partition, first_offset, next_offset, recorded_at, meta_version,
-    offsets, record_times, user_ids, item_nos, types, num_events, loss_adapted, loss_start, rank_adapted, rank_start,
+COPY_PREQUENTIAL = """COPY innerloop.prequential
+    (topic, partition, first_offset, next_offset, recorded_at, meta_version, offsets, record_times, user_ids, item_nos, types, num_events, loss_adapted, loss_start, rank_adapted, rank_start,
     rank_popular) FROM STDIN (FORMAT binary)"""
 LOAD_USERS = """SELECT user_id, partition, last_offset, num_events, num_applied, support_items, support_types, adapter,
     adapter_events, meta_version, recent_ids, recent_bodies, recent_seen, num_seen
@@ -76,7 +77,8 @@ LOAD_SEEN_ITEMS = "SELECT user_id, items FROM innerloop.seen_items WHERE user_id
 LOAD_STATISTICS = """SELECT partition, epoch_offset, item_nos, counts, pending_buckets, pending_items
     FROM innerloop.item_statistics WHERE topic = %s AND partition = ANY(%s)"""
 SAVE_STATISTICS = """INSERT INTO innerloop.item_statistics
-    (topic, partition, epoch_offset, item_nos, counts, pending_buckets, pending_items) VALUES (%s, %s, %s, %s, %s, %s, %s)
+    (topic, partition, epoch_offset, item_nos, counts, pending_buckets, pending_items)
+    VALUES (%s, %s, %s, %s, %s, %s, %s)
     ON CONFLICT (topic, partition) DO UPDATE SET epoch_offset = excluded.epoch_offset, item_nos = excluded.item_nos,
     counts = excluded.counts, pending_buckets = excluded.pending_buckets, pending_items = excluded.pending_items"""
 SAVE_PENDING = """UPDATE innerloop.item_statistics SET epoch_offset = %s, pending_buckets = %s, pending_items = %s

@@ -59,6 +59,7 @@ class Fetch:
 
     @property
     def num_records(self) -> int:
+        """Records in all chunks."""
         return sum(len(chunk.records) for chunk in self.chunks)
 
 
@@ -100,6 +101,7 @@ class PositionedConsumer(driver.Consumer):  # type: ignore[misc]  # untyped base
             self._durable.pop(tp, None)
 
     async def getmany(self, timeout: float) -> AsyncIterator[tuple[TP, ConsumerMessage]]:
+        """Give one message with everything that a fetch brought; called by Faust's fetcher for ever."""
         records, active = await self._wait_next_records(timeout)
         generation = self.app.consumer_generation_id
         if records is None or self.should_stop:
@@ -172,7 +174,6 @@ def stream_app(
         session_timeout_seconds: after which the broker gives a silent worker's partitions away.
         max_records: most records of one fetch.
         positions: asked on every assignment for the offset at which each partition goes on.
-
     """
     app = faust.App(
         group,

@@ -37,7 +37,7 @@ from pipeline.settings import Settings
 from pipeline.store import SESSION, Fenced, Store
 from pipeline.support import UserTable
 from pipeline.topics import BrokerUnavailable, check_topics
-from pipeline.transport import stream_app
+from pipeline.transport import Chunk, stream_app
 from schemas.database import check_role, check_schema, connect_engine
 from schemas.errors import ConfigurationError
 from schemas.events import parse_interaction
@@ -64,10 +64,10 @@ def run(settings: Settings) -> int:
     try:
         return asyncio.run(_Worker(settings).run())
     except ConfigurationError as error:
-        log.error("stopped: configuration", reason=str(error))
+        log.error("stopped: configuration", reason=str(error))  # noqa: TRY400 - the sentence is for an operator
         return CONFIGURATION
     except Fenced as error:
-        log.error("stopped: fenced, another worker holds the partition", reason=str(error))
+        log.error("stopped: fenced, another worker holds the partition", reason=str(error))  # noqa: TRY400 - as above
         return FENCED
 
 
@@ -78,6 +78,7 @@ class _Worker:
         self.stopped = asyncio.Event()
         self.failure: BaseException | None = None
         self.inbox = Inbox(max_records=settings.batch_events)
+        self.waiting: list[Chunk] = []  # interactions that wait for the catalogue
         self.idle = asyncio.Event()
         self.idle.set()
 
@@ -130,6 +131,7 @@ class _Worker:
             end = await self.app.consumer.highwaters(*assigned)
             bounds = {(tp.topic, tp.partition): (beginning[tp], end[tp] or 0) for tp in assigned}
             await self.inbox.clear()
+            self.waiting = []
             positions = await self._in_thread(lambda: self.loop.take_over(bounds))
         except Exception as error:
             self._fail(error)
@@ -141,12 +143,14 @@ class _Worker:
     async def _revoked(self, *_: Any, **__: Any) -> None:
         """Before partitions go to another worker: drop what waits, let the batch in hand commit."""
         await self.inbox.clear()
+        self.waiting = []
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self.idle.wait(), self.settings.session_timeout_seconds * 0.6)
 
     async def _pump(self) -> None:
         while True:
-            chunks = await self.inbox.take(lambda: self.app.consumer_generation_id)
+            self.waiting += await self.inbox.take(lambda: self.app.consumer_generation_id)
+            chunks, self.waiting = self.loop.ready(self.waiting)
             if not chunks:
                 continue
             self.idle.clear()

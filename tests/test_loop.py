@@ -40,7 +40,8 @@ def fill(url: str) -> None:
         )
         cursor.execute("INSERT INTO innerloop.catalogue_snapshots DEFAULT VALUES")
         cursor.executemany(
-            "INSERT INTO innerloop.items (item_id, text, snapshot) VALUES (%s, %s, 1)", [(i, f"text of {i}") for i in ITEMS]
+            "INSERT INTO innerloop.items (item_id, text, snapshot) VALUES (%s, %s, 1)",
+            [(i, f"text of {i}") for i in ITEMS],
         )
         connection.commit()
 
@@ -207,7 +208,9 @@ def test_a_user_in_a_second_partition_is_a_dead_letter_there(url: str, database:
     assert reasons == [(1, "KEY_MISMATCH")]
 
 
-def test_dismissed_and_seen_items_leave_the_list_and_unknown_ones_stay_in_the_support(url: str, database: Database) -> None:
+def test_dismissed_and_seen_items_leave_the_list_and_unknown_ones_stay_in_the_support(
+    url: str, database: Database
+) -> None:
     loop = make_loop(url)
     assign(loop)
     loop.advance([chunk([record(event("u1", "item-1", "a"), 0)])])
@@ -218,7 +221,9 @@ def test_dismissed_and_seen_items_leave_the_list_and_unknown_ones_stay_in_the_su
     again = [row[0] for row in query(database.reader_url, "SELECT item_id FROM innerloop.recommend('u1', 10)")]
     assert refused not in again
     assert "item-1" not in again
-    support = query(database.owner_url, "SELECT item_id FROM innerloop.support_sets WHERE user_id = 'u1' ORDER BY position")
+    support = query(
+        database.owner_url, "SELECT item_id FROM innerloop.support_sets WHERE user_id = 'u1' ORDER BY position"
+    )
     assert support == [("item-1",), ("odd",)]
 
 
