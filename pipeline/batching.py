@@ -86,6 +86,7 @@ def micro_batch(chunks: Iterable[Chunk], positions: Mapping[int, int], parse: Pa
 
     Raises:
         LostRecords: a chunk starts beyond its partition's position.
+
     """
     batch = MicroBatch()
     for chunk in chunks:

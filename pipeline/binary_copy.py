@@ -111,6 +111,7 @@ def binary_copy(columns: Sequence[Column]) -> bytes:
 
     Args:
         columns: in the order of the COPY's column list, all with the same number U ≥ 1 of rows.
+
     """
     parts = [column.fields() for column in columns]
     num_rows = len(parts[0][0])

@@ -37,6 +37,7 @@ class Catalogue:
         item_nos: [N] item number of each row.
         row_of: [largest number + 1] row of each item number, -1 for 0 and for unknown items.
         unavailable: rows that may not be listed.
+
     """
 
     snapshot: int

@@ -112,6 +112,7 @@ class Loop:
 
         Raises:
             DataGap, TopicRecreated: the broker's log does not continue the position.
+
         """
         for attempt in range(TAKE_OVER_ATTEMPTS):
             try:
@@ -304,6 +305,7 @@ class Loop:
 
         Raises:
             Fenced: another worker has moved a position meanwhile.
+
         """
         pause, longest = RETRY_SECONDS
         said = False

@@ -66,8 +66,8 @@ TRIM_EVENT_IDS = """DELETE FROM innerloop.event_ids e USING unnest(%s::text[], %
 TRIM_SEEN_ITEMS = """DELETE FROM innerloop.seen_items s USING unnest(%s::text[], %s::int[]) AS t (user_id, segment)
     WHERE s.user_id = t.user_id AND s.segment <= t.segment"""
 COPY_PREQUENTIAL = """COPY innerloop.prequential
-    (topic, partition, first_offset, next_offset, recorded_at, meta_version, offsets, record_times, user_ids, item_nos, types, num_events, loss_adapted, loss_start, rank_adapted, rank_start,
-    rank_popular) FROM STDIN (FORMAT binary)"""
+    (topic, partition, first_offset, next_offset, recorded_at, meta_version, offsets, record_times, user_ids, item_nos,
+    types, num_events, loss_adapted, loss_start, rank_adapted, rank_start, rank_popular) FROM STDIN (FORMAT binary)"""
 LOAD_USERS = """SELECT user_id, partition, last_offset, num_events, num_applied, support_items, support_types, adapter,
     adapter_events, meta_version, recent_ids, recent_bodies, recent_seen, num_seen
     FROM innerloop.user_state WHERE user_id = ANY(%s)"""

@@ -174,6 +174,7 @@ def stream_app(
         session_timeout_seconds: after which the broker gives a silent worker's partitions away.
         max_records: most records of one fetch.
         positions: asked on every assignment for the offset at which each partition goes on.
+
     """
     app = faust.App(
         group,
