@@ -35,7 +35,9 @@ from pipeline.item_statistics import EPOCH, ItemStatistics
 from pipeline.support import Ints, Segments, UserTable, tail_length
 from schemas.event_types import CODES, DEFAULT_EVENT_TYPES
 
-CHUNK = 64  # users per call of the ranker: a fixed size keeps each row's result independent of the others
+# Users per call of the ranker. Padding to one of few sizes keeps a row's result independent of the others, to the bit:
+# matrix kernels give the same rows at any of these sizes, but not below four rows.
+CHUNK_SIZES = (8, 16, 32, 64)
 NUM_POPULAR = 1000
 
 
@@ -378,12 +380,14 @@ def _earlier(slots: Ints, positive: NDArray[np.bool_]) -> Ints:
 
 
 def _chunks(indices: Ints) -> Iterator[Ints]:
-    for first in range(0, len(indices), CHUNK):
-        yield indices[first : first + CHUNK]
+    largest = CHUNK_SIZES[-1]
+    for first in range(0, len(indices), largest):
+        yield indices[first : first + largest]
 
 
 def _padded(rows: NDArray[np.generic], value: int) -> Tensor:
-    """Rows [n ≤ CHUNK, …] padded to [CHUNK, …]."""
-    padded = np.full((CHUNK, *rows.shape[1:]), value, rows.dtype)
+    """Rows [n, …] padded to the next of CHUNK_SIZES."""
+    size = next(size for size in CHUNK_SIZES if size >= len(rows))
+    padded = np.full((size, *rows.shape[1:]), value, rows.dtype)
     padded[: len(rows)] = rows
     return torch.from_numpy(padded)
