@@ -5,16 +5,20 @@ replaced by an empty one.  Embeddings do not depend on what is encoded beside th
 catalogue and a fresh one are equal to the bit.
 """
 
+from __future__ import annotations
+
 import hashlib
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from models.encoder import TextEncoder
+if TYPE_CHECKING:
+    from models.encoder import TextEncoder
 
 FILE_NAME = "embeddings.sqlite"
 CHUNK = 128

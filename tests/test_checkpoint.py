@@ -106,8 +106,9 @@ def test_a_model_without_items_comes_back() -> None:
 
 def test_views_of_one_tensor_can_be_written() -> None:
     shared = torch.arange(2.0 * F)
-    parameters = small_parameters(metric=shared[::2], precision=shared[:F])
-    assert_equal(from_bytes(to_bytes(parameters)), parameters)
+    for metric, precision in ((shared[::2], shared[:F]), (shared[:F], shared[:F])):
+        parameters = small_parameters(metric=metric, precision=precision)
+        assert_equal(from_bytes(to_bytes(parameters)), parameters)
 
 
 def test_equal_parameters_give_equal_bytes_in_every_process() -> None:
@@ -177,12 +178,10 @@ def test_an_absurd_header_length_is_refused_without_allocating_it(length: int) -
 
 
 def test_a_header_length_that_begins_like_a_pickle_is_no_pickle() -> None:
-    encoders = ["e" * size for size in range(8, 108)]
-    payloads = [to_bytes(small_parameters(encoder=encoder)) for encoder in encoders]
-    assert any(payload.startswith(b"\x80\x05") for payload in payloads), (
-        "choose other sizes: the test must meet the case"
-    )
-    assert [from_bytes(payload).encoder for payload in payloads] == encoders
+    header = b"{".ljust(0x0580)
+    payload = len(header).to_bytes(8, "little") + header
+    assert payload.startswith(b"\x80\x05")
+    assert refused(payload) == "WRONG_METADATA"
 
 
 def test_a_deeply_nested_header_is_refused() -> None:

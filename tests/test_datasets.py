@@ -148,6 +148,8 @@ def test_files_hold_the_part_and_are_the_same_bytes_each_time(ten_users: MovieLe
     interactions, items = write_jsonl(ten_users, tmp_path / "a", part="stream")
     again, _ = write_jsonl(ten_users, tmp_path / "b", part="stream")
     assert interactions.read_bytes() == again.read_bytes()
+    # Bytes 4 to 8 of a gzip file are its time: equal above only because both were written in one second, if not zero.
+    assert interactions.read_bytes()[4:8] == bytes(4)
     events = [json.loads(line) for line in gzip.decompress(interactions.read_bytes()).splitlines()]
     assert [event["event_id"] for event in events] == [f"ml-{row}" for row in ten_users.rows("stream")]
     catalogue = [json.loads(line) for line in items.read_bytes().splitlines()]
