@@ -23,6 +23,7 @@ from pydantic_settings import (
 )
 
 from schemas.errors import ConfigurationError
+from schemas.event_types import NAMES
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 PREFIX = "INNERLOOP_"
 CONFIG_VARIABLE = "INNERLOOP_CONFIG"
 Role = Literal["owner", "writer", "reader"]
-_SECRETS = (re.compile(r"(?<=://)([^:/@]*):([^/]*)(?=@)"), re.compile(r"(?i)(?<=password=)[^&\s]+"))
+_SECRETS = (re.compile(r"(?<=://)([^:/@]*):(.*)(?=@)"), re.compile(r"(?i)(?<=password=)[^&\s]+"))
 
 
 class EventTypeSetting(BaseModel):
@@ -99,6 +100,14 @@ class Settings(BaseSettings):
     @classmethod
     def _expand(cls, path: Path | None) -> Path | None:
         return path.expanduser() if path else path
+
+    @field_validator("event_types")
+    @classmethod
+    def _event_types_exist(cls, value: dict[str, EventTypeSetting]) -> dict[str, EventTypeSetting]:
+        for name in value:
+            if name not in NAMES:
+                raise ValueError(f"the contract has no event type {name[:40]!r}{nearest(name, NAMES)}")
+        return value
 
     @field_validator("failpoints")
     @classmethod
@@ -184,7 +193,7 @@ def masked(text: str | None) -> str | None:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Return `; did you mean X?` for the known name most like `name`, or nothing."""
+    """Return `, did you mean X?` for the known name most like `name`, or nothing."""
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f", did you mean {close[0]}?" if close else ""
 
