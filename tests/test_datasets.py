@@ -139,7 +139,7 @@ def test_events_are_those_of_the_contract(ten_users: MovieLens100K) -> None:
         "user_id": "1",
         "item_id": "1",
         "type": "rating",
-        "ts": 10_000,
+        "ts": 788_940_010_000,
         "value": 2.0,
     }
 
