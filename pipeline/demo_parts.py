@@ -28,8 +28,6 @@ READY_SECONDS, STOP_SECONDS = 120.0, 15.0
 # Of a user's own deployment only these matter to a demo; the rest must not lead it to real brokers or databases.
 KEPT_VARIABLES = ("INNERLOOP_HOME", "INNERLOOP_ENCODER", "INNERLOOP_DEVICE", "INNERLOOP_TORCH_THREADS")
 NEWCOMER_EVENTS = 5
-# The ratings are of 1997 and 1998, and the contract takes no event from before 2000.
-TWENTY_YEARS_MS, YEAR_2000_MS = 7305 * 86_400_000, 946_684_800_000
 
 _NEW_ROWS = text(
     """
@@ -69,16 +67,11 @@ class Play:
     @classmethod
     def of(cls, data: MovieLens100K, seed: int) -> Play:
         """Cut the data at the moment when the user at 80 % comes for the first time."""
-        fit, stream = (list(_dated(data.events(data.rows(part)))) for part in ("fit", "stream"))
+        fit, stream = (list(data.events(data.rows(part))) for part in ("fit", "stream"))
         unseen = frozenset({event["user_id"] for event in stream} - {event["user_id"] for event in fit})
         chosen = choose_user(stream, unseen, seed)
         own = [event for event in stream if event["user_id"] == chosen]
         return cls(fit, [event for event in stream if event["user_id"] != chosen], unseen - {chosen}, own)
-
-
-def _dated(events: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    for event in events:
-        yield event if event["ts"] >= YEAR_2000_MS else {**event, "ts": event["ts"] + TWENTY_YEARS_MS}
 
 
 def lines(events: Iterable[dict[str, Any]]) -> Iterator[Line]:

@@ -85,8 +85,7 @@ def _json_lines(stream: BinaryIO) -> Iterator[Line]:
 
 def _csv_lines(stream: BinaryIO) -> Iterator[Line]:
     # Escaped and not replaced: a bad byte must be found, and must not end the reading of the rest.
-    text = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline="")
-    reader = csv.DictReader(text)
+    reader = csv.DictReader(raw.decode("utf-8", "surrogateescape").removeprefix("\ufeff") for raw in stream)
     while True:
         try:
             row = next(reader)
