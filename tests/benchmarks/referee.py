@@ -1,0 +1,99 @@
+"""Write the file that the stream referee judges: every event ranked before it is learnt, by the worker's own code.
+
+    python -m tests.benchmarks.referee --phase tune --seed 0 --out referee.npz
+
+The protocol (events, cuts, order, masks, metrics) is that of the published table for MovieLens-100K; the file holds
+user, K, rank, ranks10 and unseen for each event of the stream, and ranks10_start for the un-adapted start.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.progress import track
+
+from tests.benchmarks.stream import OfflineWorker, load_stream, runs_of_distinct_users, train
+
+DISCOUNTS = 1 / np.log2(np.arange(10) + 2)
+DRAWS = 2000
+
+
+def judged(phase: str, home: Path, *, seed: int) -> dict[str, NDArray[np.generic]]:
+    """Meta-train before the cut, stream what follows, give the file's columns."""
+    stream = load_stream(home, "tune" if phase == "tune" else "test")
+    parameters = train(stream, home, seed=seed)
+    worker = OfflineWorker(stream, parameters, home)
+    worker.remember_fitted_users()
+    for run in track(list(runs_of_distinct_users(stream)), "streaming"):
+        worker.apply(run)
+    ranks, start = (np.stack(column) for column in zip(*worker.ranker.ranks, strict=True))
+    user_number = np.unique(stream.data.users, return_inverse=True)[1][stream.events]
+    return {
+        "user": user_number.astype(np.int32),
+        "K": stream.num_events.astype(np.int32),
+        "rank": ranks[:, 0],
+        "ranks10": ranks,
+        "ranks10_start": start,
+        "unseen": stream.unseen,
+    }
+
+
+def set_ndcg(ranks: NDArray[np.float32]) -> NDArray[np.float64]:
+    """nDCG@10 of the set of targets whose ranks [N, 10] are given; -1 = absent."""
+    gain = np.where((ranks > 0) & (ranks <= 10), 1 / np.log2(1 + np.maximum(ranks, 1)), 0).sum(1)
+    ideal: NDArray[np.float64] = np.cumsum(DISCOUNTS)[(ranks > 0).sum(1) - 1]
+    return gain / ideal
+
+
+def per_user(users: NDArray[np.generic], values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Mean of each user's values."""
+    number = np.unique(users, return_inverse=True)[1]
+    return np.bincount(number, values) / np.bincount(number)
+
+
+def interval(values: NDArray[np.float64]) -> tuple[float, float, float]:
+    """Mean over users and its 95 % percentile bootstrap (2,000 draws, seed 1)."""
+    draws = values[np.random.default_rng(1).integers(0, len(values), (DRAWS, len(values)))].mean(1)
+    return float(values.mean()), *(float(bound) for bound in np.percentile(draws, [2.5, 97.5]))
+
+
+def figures(columns: dict[str, NDArray[np.generic]]) -> dict[str, tuple[float, float, float]]:
+    """Set and next-item nDCG@10 over unseen users, and what adaptation adds to the start."""
+    unseen = columns["unseen"].astype(bool)
+    users = columns["user"][unseen]
+    adapted, start = (columns[name][unseen].astype(np.float32) for name in ("ranks10", "ranks10_start"))
+    next_item = [np.where(ranks[:, 0] <= 10, 1 / np.log2(1 + ranks[:, 0]), 0) for ranks in (adapted, start)]
+    sets = [set_ndcg(ranks) for ranks in (adapted, start)]
+    return {
+        "set nDCG@10": interval(per_user(users, sets[0])),
+        "next-item nDCG@10": interval(per_user(users, next_item[0])),
+        "set, adapted - start": interval(per_user(users, sets[0] - sets[1])),
+        "next item, adapted - start": interval(per_user(users, next_item[0] - next_item[1])),
+    }
+
+
+def main() -> None:
+    """Parse, run, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--phase", choices=["tune", "test"], default="test")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--home", type=Path, default=Path.home() / ".innerloop")
+    parser.add_argument("--out", type=Path, required=True)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    torch.set_flush_denormal(True)
+    started = time.monotonic()
+    columns = judged(arguments.phase, arguments.home, seed=arguments.seed)
+    np.savez_compressed(arguments.out, **columns)
+    for name, (mean, low, high) in figures(columns).items():
+        print(f"{name:28s} {mean:.4f} [{low:.4f}, {high:.4f}]")
+    print(f"{arguments.out}: {len(columns['K']):,} events, phase {arguments.phase}, {time.monotonic() - started:.0f} s")
+
+
+if __name__ == "__main__":
+    main()
