@@ -104,7 +104,7 @@ class MovieLens100K:
         return int(ordered[int(TUNE_SHARE * len(first))]), int(ordered[int(TEST_SHARE * len(first))])
 
     def events(self, rows: NDArray[np.int64]) -> Iterator[dict[str, Any]]:
-        """The rows as events of the contract: id "ml-<row>", type "rating", `ts` in epoch milliseconds, 25 years later."""
+        """The rows as events of the contract: id "ml-<row>", type "rating", `ts` in epoch ms, 25 years later."""
         columns = (self.users[rows], self.items[rows], self.ratings[rows], self.seconds[rows])
         for row, user, item, rating, seconds in zip(rows.tolist(), *(c.tolist() for c in columns), strict=True):
             yield {

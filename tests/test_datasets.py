@@ -11,7 +11,9 @@ import pytest
 
 from pipeline import datasets
 from pipeline.datasets import DatasetUnavailable, MovieLens100K, load_ml100k, read_ml100k, write_jsonl
+from schemas.events import CatalogueItem, Interaction, parse_interaction, parse_item
 
+NOW_MS = 1_704_067_200_000  # later than the shifted dates, as any clock is
 HEADER = "user_id:token\titem_id:token\trating:float\ttimestamp:float\n"
 FILMS = (
     "item_id:token\tmovie_title:token_seq\trelease_year:token\tclass:token_seq\n"
@@ -64,6 +66,17 @@ def test_the_data_set_is_the_published_one(home: Path) -> None:
     data = load_ml100k(home)
     assert (len(data.users), len(set(data.users.tolist())), len(data.films)) == (100_000, 943, 1682)
     assert {film.item_id for film in data.films} == {str(item) for item in data.items.tolist()}
+
+
+def test_the_decoder_accepts_every_event_and_every_film(home: Path) -> None:
+    data = load_ml100k(home)
+    rows = data.rows()
+    ends = np.concatenate([rows[:200], rows[-200:]])  # the earliest and the latest: the dates are what may be refused
+    for event in data.events(ends):
+        parsed = parse_interaction(event["user_id"].encode(), json.dumps(event).encode(), NOW_MS)
+        assert isinstance(parsed, Interaction), parsed
+    for item in data.catalogue():
+        assert isinstance(parse_item(item["item_id"].encode(), json.dumps(item).encode()), CatalogueItem)
 
 
 def test_a_damaged_cache_is_fetched_again(home: Path, tmp_path: Path) -> None:
