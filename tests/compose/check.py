@@ -11,7 +11,7 @@ from kafka import KafkaConsumer, TopicPartition
 
 READER_URL = os.environ.get("READER_URL", "postgresql://reader:reader@127.0.0.1:5432/innerloop")
 BROKER = os.environ.get("OUTSIDE_BROKER", "127.0.0.1:19092")
-PATIENCE_SECONDS = 600.0
+PATIENCE_SECONDS = 300.0
 
 
 def rows(statement: str, *parameters: object) -> list[tuple[Any, ...]]:
