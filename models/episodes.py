@@ -21,6 +21,7 @@ class Interactions:
         times: [E] int64 milliseconds, ascending.
         weights: [E] float32 positive.
         num_items: N.
+
     """
 
     users: Tensor
@@ -31,9 +32,7 @@ class Interactions:
 
     def select(self, mask: Tensor) -> Interactions:
         """Keep the events of a mask [E] (or of ascending indices)."""
-        return Interactions(
-            self.users[mask], self.items[mask], self.times[mask], self.weights[mask], self.num_items
-        )
+        return Interactions(self.users[mask], self.items[mask], self.times[mask], self.weights[mask], self.num_items)
 
     def __len__(self) -> int:
         """E."""
@@ -49,6 +48,7 @@ class History:
         place: [E] place of each event in `order` (its inverse).
         position: [E] by event number: K, the user's earlier events.
         length: [E] by event number: all events of that user.
+
     """
 
     order: Tensor
@@ -62,13 +62,13 @@ class History:
         order = torch.argsort(users, stable=True)
         place = torch.empty_like(order)
         place[order] = torch.arange(len(order))
-        _, inverse, counts = users.unique(return_inverse=True, return_counts=True)
+        _, inverse, counts = torch.unique(users, return_inverse=True, return_counts=True)
         first = torch.cumsum(counts, 0) - counts
         return cls(order, place, place - first[inverse], counts[inverse])
 
 
 def earlier(history: History, values: Tensor, events: Tensor, num: int) -> Tensor:
-    """The user's `num` values before each of `events`: [len(events), num], newest last, right-aligned, -1 where none."""
+    """The user's `num` values before each of `events` [U]: [U, num], newest last, right-aligned, -1 where none."""
     offset = torch.arange(-num, 0)
     place = history.place[events][:, None] + offset
     found = values[history.order[place.clamp(min=0)]]
@@ -76,7 +76,7 @@ def earlier(history: History, values: Tensor, events: Tensor, num: int) -> Tenso
 
 
 def following(history: History, values: Tensor, events: Tensor, num: int) -> Tensor:
-    """The user's `num` values from each of `events` on (its own first): [len(events), num], -1 where none."""
+    """The user's `num` values from each of `events` [U] on, its own first: [U, num], -1 where none."""
     offset = torch.arange(num)
     place = history.place[events][:, None] + offset
     found = values[history.order[place.clamp(max=len(history.order) - 1)]]

@@ -34,6 +34,11 @@ def standardise(scores: Tensor) -> Tensor:
     return centred / centred.square().mean(-1, keepdim=True).sqrt().clamp(min=1e-6)
 
 
+def centred(matrices: list[Tensor]) -> list[Tensor]:
+    """Take off every row's mean: a constant per user changes no ranking."""
+    return [matrix - matrix.mean(1, keepdim=True) for matrix in matrices]
+
+
 def factor(
     matrices: list[Tensor], support: Tensor, gains: Tensor, shares: Tensor, *, num_dims: int, num_neighbours: int
 ) -> ServedParts:
@@ -51,8 +56,9 @@ def factor(
         scales.append(scores.std(1).mean().clamp(min=1e-9))
         weighted = standardise(scores) * shares[:, p : p + 1]
         second += weighted.T @ weighted
-    num_dims = min(num_dims, num_items)
-    out = _principal(second, num_dims) * num_items**0.5
+    out = _principal(second, min(num_dims, num_items)) * num_items**0.5
+    # a small catalogue's missing dimensions are zeros: kernels stay on whole cache lines, and rows bit-equal
+    out = torch.nn.functional.pad(out, (0, num_dims - out.shape[1]))
     inside = [matrix @ out / num_items for matrix in matrices]
     mean_share = shares.mean(0)
     left_out = [matrix - vectors @ out.T for matrix, vectors in zip(matrices, inside, strict=True)]
@@ -68,12 +74,13 @@ def factor(
 def _principal(second: Tensor, num_dims: int) -> Tensor:
     """Leading eigenvectors [N, D] of a second-moment matrix [N, N], by subspace iteration when it is large."""
     if len(second) <= 2000:
-        return torch.linalg.eigh(second).eigenvectors[:, -num_dims:].flip(1)
+        exact: Tensor = torch.linalg.eigh(second).eigenvectors
+        return exact[:, -num_dims:].flip(1)
     generator = torch.Generator().manual_seed(0)
     basis = torch.randn(len(second), num_dims + 16, generator=generator)
     for _ in range(8):
         basis = torch.linalg.qr(second @ basis).Q
-    rotation = torch.linalg.eigh(basis.T @ second @ basis).eigenvectors
+    rotation: Tensor = torch.linalg.eigh(basis.T @ second @ basis).eigenvectors
     return (basis @ rotation)[:, -num_dims:].flip(1)
 
 

@@ -4,7 +4,7 @@ A residual is honest when it is the error of a prediction made before the event 
 `g_t = f(item_t) - E_p[f]` under `p = softmax(tau * start)`. Refitting what the start has already used learns nothing.
 With the metric shared by all users and diagonal (its eigenbasis), a user's state is one vector and one count:
 
-    state_t = discount * state_{t-1} + g_t
+    state_t = discount * state_{t-1} + g_t - mean residual
     deviation = state / (weight(count) * metric + precision) / tau
 
 which is the maximum a posteriori Newton step of a softmax model with a Gaussian prior (Laplace approximation).
@@ -21,10 +21,11 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class InnerStep:
-    """The learnt constants of the step; metric and precision are [F]."""
+    """The learnt constants of the step; metric, precision and residual_mean are [F]."""
 
     metric: Tensor
     precision: Tensor
+    residual_mean: Tensor
     tau: float
     discount: float
     trust_radius: float
@@ -50,8 +51,11 @@ class InnerStep:
         return step * scale[:, None]
 
     def residual(self, prediction: Tensor, factors: Tensor, targets: Tensor) -> Tensor:
-        """Honest residual [U, F] of the start's prediction [U, N] (a distribution) at targets [U] (rows of factors)."""
-        return factors[targets] - prediction @ factors
+        """Honest residual [U, F] of the start's prediction [U, N] (a distribution) at targets [U] (rows of factors).
+
+        The mean over users is taken off: the start errs alike for everybody, and only the rest says who a user is.
+        """
+        return factors[targets] - prediction @ factors - self.residual_mean
 
     def learn(self, state: Tensor, residual: Tensor) -> Tensor:
         """State [U, F] after one more residual [U, F]."""

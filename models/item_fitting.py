@@ -28,9 +28,9 @@ class Matrix:
     @classmethod
     def of(cls, interactions: Interactions) -> Matrix:
         """Number the users 0..U-1 and drop repeats."""
-        _, users = interactions.users.unique(return_inverse=True)
+        _, users = torch.unique(interactions.users, return_inverse=True)
         num_users = int(users.max()) + 1 if len(users) else 0
-        cells = (users * interactions.num_items + interactions.items).unique()
+        cells = torch.unique(users * interactions.num_items + interactions.items)
         return cls(cells // interactions.num_items, cells % interactions.num_items, num_users, interactions.num_items)
 
     def gram(self) -> Tensor:
@@ -54,7 +54,7 @@ def directed(interactions: Interactions, history: History, horizon: int) -> Tens
 
 def ease(gram: Tensor, ridge: float = 1000.0) -> Tensor:
     """EASE item-item weights [N, N], row = item had, column = item scored (Steck 2019)."""
-    inverse = torch.linalg.inv(gram + ridge * torch.eye(len(gram)))
+    inverse: Tensor = torch.linalg.inv(gram + ridge * torch.eye(len(gram)))
     weights = -inverse / inverse.diagonal()[None]
     return weights.fill_diagonal_(0.0)
 
@@ -81,9 +81,7 @@ def als_factors(
     by_item = torch.argsort(matrix.items, stable=True)
     for _ in range(rounds):
         users = _half(matrix.users, matrix.items, items, matrix.num_users, ridge=ridge, alpha=alpha)
-        items = _half(
-            matrix.items[by_item], matrix.users[by_item], users, matrix.num_items, ridge=ridge, alpha=alpha
-        )
+        items = _half(matrix.items[by_item], matrix.users[by_item], users, matrix.num_items, ridge=ridge, alpha=alpha)
     squared = items.square().sum(1, keepdim=True)
     items = items / torch.sqrt(squared + 0.05 * squared.median() + 1e-12)
     items = items - items.mean(0)
@@ -98,7 +96,7 @@ def _half(rows: Tensor, columns: Tensor, fixed: Tensor, num_rows: int, *, ridge:
     first = torch.cumsum(counts, 0) - counts
     solved = torch.zeros(num_rows, num_factors)
     by_length = torch.argsort(counts, descending=True, stable=True)
-    for chunk in by_length.split(64):
+    for chunk in torch.split(by_length, 64):
         longest = int(counts[chunk[0]])
         if longest == 0:
             break

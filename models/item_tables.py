@@ -25,6 +25,7 @@ class ItemTables:
         neighbour_items: [N + 1, M] int64 catalogue rows; N where there is none (or it has left the catalogue).
         neighbour_values: [N + 1, M, P].
         trained_index: [N] row of the meta-parameters, -1 for an item they do not know.
+
     """
 
     vectors: Tensor
@@ -41,7 +42,7 @@ class ItemTables:
 
 
 def assemble_items(parameters: MetaParameters, text_embeddings: Tensor, trained_index: Tensor) -> ItemTables:
-    """Build the tables from text embeddings [N, T] and trained_index [N] (-1 = not trained), on the device of the former.
+    """Build the tables from text embeddings [N, T] and trained_index [N] (-1 = not trained), on their device.
 
     A vector is `n / (n + c)` of the learnt one plus the rest of the text's prediction, n events, c = shrinkage.
     """
@@ -54,7 +55,7 @@ def assemble_items(parameters: MetaParameters, text_embeddings: Tensor, trained_
     events = p.item_events[row]
     trust = torch.where(known, events / (events + p.shrinkage).clamp(min=1e-9), torch.zeros_like(events))[:, None]
     blended = trust * learnt + (1 - trust) * predicted
-    out, item_in, factors = blended.split([dims, num_parts * dims, p.item_factors.shape[1]], 1)
+    out, item_in, factors = torch.split(blended, [dims, num_parts * dims, p.item_factors.shape[1]], 1)
     neighbours, values = _neighbours(p, trained_index)
     return ItemTables(
         vectors=torch.cat([out, factors], 1).contiguous(),

@@ -41,6 +41,7 @@ class MetaParameters:
         neighbour_values: [n, M, P] that left-out score.
         item_factors: [n, F] features of the inner step, in the eigenbasis of its shared metric.
         item_events: [n] number of events each item was fitted on.
+        residual_mean: [F] mean of honest residuals over users: what no single user has to learn.
         metric: [F] the shared metric: mean variance of each factor under the start's prediction.
         precision: [F] prior precision of the inner step.
         text_map: [T + 1, D + P * D + F] ridge map from text embedding (and 1) to the item's vectors.
@@ -48,6 +49,7 @@ class MetaParameters:
         part_weights: [B, 1 + P] weight of position popularity, then of each part, by bucket of K.
         calibration: [B, 2] positive scale and offset from score to logit, by bucket of K.
         counts: [B, n] position-popularity counts at the end of the window.
+
     """
 
     item_ids: tuple[str, ...]
@@ -69,6 +71,7 @@ class MetaParameters:
     neighbour_values: Tensor
     item_factors: Tensor
     item_events: Tensor
+    residual_mean: Tensor
     metric: Tensor
     precision: Tensor
     text_map: Tensor
@@ -128,6 +131,7 @@ class MetaParameters:
             "neighbour_values": (n, m, p),
             "item_factors": (n, f),
             "item_events": (n,),
+            "residual_mean": (f,),
             "metric": (f,),
             "precision": (f,),
             "text_map": (self.text_map.shape[0], d + p * d + f),

@@ -1,29 +1,36 @@
-"""The outer loop: from a window of interactions to meta-parameters."""
+"""The outer loop: from a window of interactions to meta-parameters.
+
+The tables are fitted on the window's earlier part; weights, inner step and calibration are chosen by a prequential
+replay of the later part, on users that were not fitted; then the tables are fitted again on everything.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from models import popularity
-from models.episodes import History, Interactions, earlier
-from models.factoring import factor
-from models.item_fitting import DECAYS, PARTS, Matrix, als_factors, part_matrices
+from models import inner_tuning, popularity
+from models.calibration import calibrate
+from models.episodes import History, Interactions, earlier, following
+from models.factoring import centred
+from models.figures import interval, query_ranks, set_ndcg, user_means
+from models.item_fitting import part_matrices
+from models.item_tables import assemble_items
 from models.meta_parameters import MetaParameters
+from models.part_weights import INITIAL_WEIGHTS, sample_of_bucket, scored_candidates, search
+from models.ranker import Ranker
+from models.replay import QUERY, prediction_moments, replay_start
+from models.table_fitting import Choices, Window, fit, popularity_moments, support_gains
 
-DEFAULT_WEIGHTS = (
-    (0.354, 0.165, 0.15, 0.165, 0.165),
-    (0.458, 0.313, 0.05, 0.098, 0.081),
-    (0.204, 0.68, 0.005, 0.08, 0.03),
-    (0.0, 0.748, 0.039, 0.154, 0.059),
-    (0.019, 0.431, 0.063, 0.299, 0.188),
-    (0.038, 0.178, 0.091, 0.37, 0.322),
-    (0.019, 0.152, 0.235, 0.243, 0.35),
-    (0.0, 0.145, 0.392, 0.071, 0.392),
-)
+MAX_ITEMS = 10_000  # dense [N, N] matrices: 400 MB each
+FIT_SHARE = 0.75  # of the users by first event; the others' first events begin the validation part
+MIN_VALIDATION_USERS = 20
+MAX_LOGITS = 12_000_000  # validation events x items kept in memory
+REPEAT_SHARE = 0.2  # of events that take an item again, from which on seen items may be listed
 
 Progress = Callable[[str, int, int], None]
 
@@ -40,85 +47,122 @@ def meta_train(
 ) -> tuple[MetaParameters, dict[str, Any]]:
     """Fit everything on interactions; rows of `text_embeddings` [N, T] and `item_ids` are the items' rows.
 
-    Item rows must be in the bytes order of their ids. `progress(stage, done, total)` is called as stages end.
+    Item rows must be in the bytes order of their ids. Beyond MAX_ITEMS the most popular are fitted, the others are new
+    items to the ranker; the report says so. `progress(stage, done, total)` is called as stages advance.
+    Raises ValueError without an interaction.
     """
-    report = progress or (lambda _stage, _done, _total: None)
-    weights = torch.tensor(DEFAULT_WEIGHTS)
-    parameters = fit(
-        interactions, text_embeddings, weights, item_ids=item_ids, encoder=encoder, seed=seed, support_size=support_size
-    )
-    report("tables", 1, 1)
-    return parameters, {"events": len(interactions), "seed": seed}
+    if len(interactions) == 0:
+        raise ValueError("there is nothing to learn from: no positive interaction")
+    tell = progress or (lambda _stage, _done, _total: None)
+    interactions, kept = _most_popular(interactions)
+    text_embeddings, item_ids = text_embeddings[kept], tuple(item_ids[row] for row in kept.tolist())
+    window = Window(interactions, text_embeddings, item_ids, encoder, seed, support_size)
+    choices, report = _validate(window, tell)
+    tell("fit tables on everything", 0, 1)
+    parameters = fit(window, choices)
+    tell("fit tables on everything", 1, 1)
+    return parameters, {"events": len(interactions), "items": len(item_ids), "seed": seed, **report}
 
 
-def fit(
-    interactions: Interactions,
-    text_embeddings: Tensor,
-    weights: Tensor,
-    *,
-    item_ids: tuple[str, ...],
-    encoder: str,
-    seed: int,
-    support_size: int,
-) -> MetaParameters:
-    """Fit the tables for given part weights [B, 1 + P]."""
-    history = History.of(interactions.users)
-    decays = torch.tensor(DECAYS)
-    gains = decays[None] ** torch.arange(support_size - 1, -1, -1.0)[:, None]
-    sampled = _sample(history, 3000, seed)
-    support = earlier(history, interactions.items, sampled, support_size)
-    shares = weights[popularity.bucket_of(history.position[sampled])][:, 1:]
-    matrices = [m - m.mean(1, keepdim=True) for m in part_matrices(interactions)]
-    served = factor(
-        matrices, support, gains.expand(len(sampled), -1, -1), shares, num_dims=64, num_neighbours=64
-    )
-    factors = als_factors(Matrix.of(interactions), seed=seed)
-    events = torch.bincount(interactions.items, minlength=interactions.num_items).float()
-    share = events / events.sum()
-    mean = share @ factors
-    metric, rotation = torch.linalg.eigh(factors.T @ (factors * share[:, None]) - mean[:, None] * mean)
-    counts = popularity.advance(
-        torch.zeros(popularity.NUM_BUCKETS, interactions.num_items),
-        popularity.bucket_of(history.position),
-        interactions.items,
-    )
-    tables = torch.cat([served.item_out, served.item_in.flatten(1), factors @ rotation], 1)
-    return MetaParameters(
-        item_ids=item_ids,
-        encoder=encoder,
-        parts=PARTS,
-        support_size=support_size,
-        recommend_seen=False,
-        use_inner_step=True,
-        step_from=3,
-        tau=1.5,
-        discount=0.97,
-        trust_radius=1.0,
-        shrinkage=0.0,
-        half_life=popularity.HALF_LIFE,
-        **served._asdict(),
-        item_factors=factors @ rotation,
-        item_events=events,
-        metric=metric.clamp(min=0.0),
-        precision=torch.full_like(metric, 3.0),
-        text_map=text_ridge(text_embeddings, tables, events),
-        part_decays=decays,
-        part_weights=weights,
+def _most_popular(interactions: Interactions) -> tuple[Interactions, Tensor]:
+    """Interactions with at most MAX_ITEMS items, renumbered, and the rows of these items, ascending."""
+    if interactions.num_items <= MAX_ITEMS:
+        return interactions, torch.arange(interactions.num_items)
+    events = torch.bincount(interactions.items, minlength=interactions.num_items)
+    kept = torch.sort(torch.argsort(events, descending=True, stable=True)[:MAX_ITEMS]).values
+    number = torch.full((interactions.num_items,), -1)
+    number[kept] = torch.arange(MAX_ITEMS)
+    chosen = interactions.select(number[interactions.items] >= 0)
+    return replace(chosen, items=number[chosen.items], num_items=MAX_ITEMS), kept
+
+
+def _validate(window: Window, tell: Progress) -> tuple[Choices, dict[str, Any]]:
+    """Choose weights, inner step and calibration on users whose first event comes after the earlier part."""
+    interactions, seed = window.interactions, window.seed
+    repeats = _repeat_share(interactions)
+    cut, unseen = _split(interactions)
+    num_users = len(torch.unique(interactions.users[unseen]))
+    report: dict[str, Any] = {"repeat_share": round(repeats, 4), "validation_users": num_users, "fitted_events": cut}
+    neutral = Choices(
+        weights=torch.tensor(INITIAL_WEIGHTS),
+        tuned=inner_tuning.OFF,
         calibration=torch.tensor([[1.5, -7.0]]).repeat(popularity.NUM_BUCKETS, 1),
-        counts=counts,
+        moments=popularity_moments(interactions),
+        recommend_seen=repeats >= REPEAT_SHARE,
     )
+    if num_users < MIN_VALIDATION_USERS:
+        return neutral, {**report, "inner_step": "off: too few validation users"}
+    tell("fit tables on the earlier part", 0, 1)
+    early = window.before(cut)
+    matrices = centred(part_matrices(early.interactions))
+    fitted = fit(early, neutral, matrices)
+    tell("fit tables on the earlier part", 1, 1)
+    unseen = _limited(interactions, unseen, seed)
+    weights = _weights(window, matrices, fitted, cut, unseen)
+    ranker = _ranker(window, replace(fitted, part_weights=weights))
+    del matrices
+    replay = replay_start(ranker, interactions, cut, unseen, lambda n, of: tell("replay the later part", n, of))
+    factors = ranker.items.vectors[:, -ranker.state_size :]
+    tuned = inner_tuning.tune(replay, factors, seed=seed, progress=lambda n, of: tell("tune the inner step", n, of))
+    figures = user_means(set_ndcg(query_ranks(replay.start, replay.query)), replay.users)
+    report |= {
+        "validation_events": len(replay.targets),
+        "start_set_ndcg": interval(figures, seed=seed).as_list(),
+        "gain_of_inner_step": tuned.gain.as_list(),
+        "inner_step": "on" if tuned.pays else "off: it does not pay on validation users",
+        "inner_settings": {"tau": tuned.tau, "discount": tuned.discount, "precision": tuned.precision},
+        "part_weights": [[round(w, 3) for w in row] for row in weights.tolist()],
+    }
+    moments = prediction_moments(replay, tuned.tau)
+    calibration = calibrate(replay, seed=seed)
+    return replace(neutral, weights=weights, tuned=tuned, calibration=calibration, moments=moments), report
 
 
-def text_ridge(embeddings: Tensor, vectors: Tensor, events: Tensor, *, ridge: float = 10.0) -> Tensor:
-    """Map [T + 1, V] from text embedding (and 1) to an item's vectors [N, V], items weighted by their events [N]."""
-    inputs = torch.cat([embeddings, embeddings.new_ones(len(embeddings), 1)], 1)
-    trust = (events / (events + 5.0))[:, None]
-    normal = inputs.T @ (inputs * trust) + ridge * torch.eye(inputs.shape[1])
-    return torch.linalg.solve(normal, inputs.T @ (vectors * trust))
+def _split(interactions: Interactions) -> tuple[int, Tensor]:
+    """Number of the event that begins the later part, and a mask of the later part's events by users unseen before."""
+    first = (History.of(interactions.users).position == 0).nonzero()[:, 0]
+    cut = int(first[min(int(FIT_SHARE * len(first)), len(first) - 1)])
+    number = torch.arange(len(interactions))
+    unseen = ~torch.isin(interactions.users, interactions.users[:cut]) & (number >= cut)
+    return cut, unseen
 
 
-def _sample(history: History, num: int, seed: int) -> Tensor:
-    """Pick at most `num` events that have a support, ascending."""
-    candidates = torch.arange(len(history.order))[history.position > 0]
-    generator = torch.Generator().manual_seed(seed)
-    return candidates[torch.randperm(len(candidates), generator=generator)[:num]].sort().values
+def _limited(interactions: Interactions, mask: Tensor, seed: int) -> Tensor:
+    """Keep whole users, at random, as long as their predictions fit into memory."""
+    most = MAX_LOGITS // interactions.num_items
+    users, counts = torch.unique(interactions.users[mask], return_counts=True)
+    order = torch.randperm(len(users), generator=torch.Generator().manual_seed(seed))
+    kept = users[order][torch.cumsum(counts[order], 0) <= most]
+    return mask & torch.isin(interactions.users, kept if len(kept) else users[order[:1]])
+
+
+def _repeat_share(interactions: Interactions) -> float:
+    cells = interactions.users * interactions.num_items + interactions.items
+    distinct = len(torch.unique(cells))
+    return 1.0 - distinct / len(interactions)
+
+
+def _weights(window: Window, matrices: list[Tensor], fitted: MetaParameters, cut: int, unseen: Tensor) -> Tensor:
+    """Part weights [B, 1 + P]: searched bucket by bucket where there are events to decide, initial ones elsewhere."""
+    interactions = window.interactions
+    history = History.of(interactions.users)
+    priors = popularity.priors(fitted.counts)
+    decays = support_gains(fitted.part_decays, window.support_size)
+    events = unseen.nonzero()[:, 0]
+    rows = []
+    for bucket, initial in enumerate(fitted.part_weights):
+        sample = events[sample_of_bucket(history.position[events], bucket, window.seed)]
+        if bucket == 0 or len(sample) == 0:  # without a support there is popularity only
+            rows.append(initial)
+            continue
+        support = earlier(history, interactions.items, sample, window.support_size)
+        query = following(history, interactions.items, sample, QUERY)
+        gains = decays.expand(len(sample), -1, -1)
+        prior = priors[bucket].expand(len(sample), -1)
+        scored = scored_candidates(matrices, prior, support, gains, query, initial.expand(len(sample), -1))
+        rows.append(search(scored, query, interactions.users[sample], initial))
+    return torch.stack(rows)
+
+
+def _ranker(window: Window, parameters: MetaParameters) -> Ranker:
+    return Ranker(parameters, assemble_items(parameters, window.text_embeddings, torch.arange(len(window.item_ids))))

@@ -34,12 +34,13 @@ def advance(counts: Tensor, buckets: Tensor, items: Tensor, *, half_life: float 
     gain = torch.where(items >= 0, torch.pow(0.5, age / half_life), torch.zeros_like(age))
     cell = buckets * counts.shape[1] + items.clamp(min=0)
     # float64, so that the order of the additions cannot show in the float32 result
-    total = counts.double().flatten() * 0.5 ** (num / half_life)
+    remaining: float = 0.5 ** (num / half_life)
+    total = counts.double().flatten() * remaining
     return total.index_add(0, cell, gain).view_as(counts).to(counts.dtype)
 
 
 def priors(counts: Tensor) -> Tensor:
-    """Log popularity by bucket, z-scored over the catalogue: [B, N] from counts [B, N]; zeros while nothing is counted."""
+    """Log popularity by bucket, z-scored over the catalogue: [B, N] from counts [B, N]; zeros without counts."""
     own = counts / counts.sum(1, keepdim=True).clamp(min=1e-9)
     following = torch.cat([own[1:], own[-1:]])
     total = counts.sum(0)

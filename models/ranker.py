@@ -35,6 +35,7 @@ class TaskBatch:
         state_events: [U] int64 residuals in the state.
         excluded: [U, X] int64 rows not to be listed, -1 where none.
         prior_rows: [U] int64 row of the priors.
+
     """
 
     support: Tensor
@@ -97,6 +98,7 @@ class Ranker:
         self._inner = InnerStep(
             metric=parameters.metric.to(device),
             precision=parameters.precision.to(device),
+            residual_mean=parameters.residual_mean.to(device),
             tau=parameters.tau,
             discount=parameters.discount,
             trust_radius=parameters.trust_radius,
@@ -121,7 +123,7 @@ class Ranker:
         state after is used instead of `tasks.state`. That is possible because honest residuals need the start only.
         """
         known, rows = targets >= 0, targets.clamp(min=0)
-        served, start = self._start(tasks, priors)
+        _, start = self._start(tasks, priors)
         vectors = self.items.vectors[:, self._dims :]
         own = start.gather(1, rows[:, None])
         start = _exclude(start, tasks.excluded).scatter_(1, rows[:, None], own)
@@ -168,7 +170,9 @@ class Ranker:
         torch.mm(start, self.items.vectors[:, : self._dims].T, out=plain[:, :-1])
         plain[:, :-1] += weights[:, :1] * priors[tasks.prior_rows]
         bonus = self._bonus(rows, gains * scale[:, None], plain, tasks.excluded)
-        return Served(start, self._deviation(tasks.state, tasks.state_events, tasks.num_events), weights[:, 0], *bonus), plain
+        return Served(
+            start, self._deviation(tasks.state, tasks.state_events, tasks.num_events), weights[:, 0], *bonus
+        ), plain
 
     def _bonus(self, rows: Tensor, gains: Tensor, plain: Tensor, excluded: Tensor) -> tuple[Tensor, Tensor]:
         """Sum what the support's neighbours add beyond D dimensions; keep it for the items that end up highest."""

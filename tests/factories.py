@@ -79,6 +79,7 @@ def meta_parameters(item_ids: Sequence[str], *, text_dim: int = 16, seed: int = 
         "neighbour_values": normal(n, m, p),
         "item_factors": normal(n, f),
         "item_events": torch.full((n,), 50.0),
+        "residual_mean": torch.zeros(f),
         "metric": torch.linspace(1.0, 0.1, f),
         "precision": torch.full((f,), 3.0),
         "text_map": normal(text_dim + 1, d + p * d + f) * 0.1,

@@ -47,6 +47,7 @@ def small_parameters(**changes: object) -> MetaParameters:
         "neighbour_values": draw(N, M, P),
         "item_factors": draw(N, F),
         "item_events": draw(N).abs(),
+        "residual_mean": draw(F),
         "metric": draw(F).abs(),
         "precision": draw(F).abs(),
         "text_map": draw(T + 1, D + P * D + F),

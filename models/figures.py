@@ -1,0 +1,60 @@
+"""How good a ranking is: ranks of the next items, set nDCG@10, means over users, intervals by bootstrap.
+
+Letters: E events, N items, Q query slots, U users.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+CUTOFF = 10
+
+
+class Interval(NamedTuple):
+    """A mean over users with its 95 % percentile bootstrap interval."""
+
+    mean: float
+    low: float
+    high: float
+
+    def as_list(self) -> list[float]:
+        """Round to five places, for reports."""
+        return [round(value, 5) for value in self]
+
+
+def query_ranks(scores: Tensor, query: Tensor) -> Tensor:
+    """1-based ranks [E, Q] of query items [E, Q] (-1 = none, rank 0) in scores [E, N]; ties get their mean rank."""
+    own = scores.gather(1, query.clamp(min=0))
+    ranks = torch.empty_like(own)
+    for slot in range(query.shape[1]):
+        column = own[:, slot : slot + 1]
+        ranks[:, slot] = 1.0 + (scores > column).sum(1) + ((scores == column).sum(1) - 1) / 2
+    return torch.where(query >= 0, ranks, 0.0)
+
+
+def set_ndcg(ranks: Tensor) -> Tensor:
+    """nDCG@10 [E] of the query as a set, from ranks [E, Q] (0 = no item)."""
+    gain = torch.where((ranks > 0) & (ranks <= CUTOFF), 1.0 / torch.log2(1.0 + ranks.clamp(min=1.0)), 0.0)
+    ideal = torch.cumsum(1.0 / torch.log2(torch.arange(CUTOFF) + 2.0), 0)
+    size = (ranks > 0).sum(1).clamp(1, CUTOFF)
+    return gain.sum(1) / ideal[size - 1]
+
+
+def user_means(values: Tensor, users: Tensor) -> Tensor:
+    """Mean of values [..., E] over each user's events: [..., U] in ascending order of user."""
+    numbers, inverse = torch.unique(users, return_inverse=True)
+    total = values.new_zeros(*values.shape[:-1], len(numbers)).index_add_(-1, inverse, values)
+    return total / torch.bincount(inverse, minlength=len(numbers))
+
+
+def interval(values: Tensor, *, seed: int = 0, draws: int = 1000) -> Interval:
+    """Mean of values [U] and its interval; (0, 0, 0) without values."""
+    if len(values) == 0:
+        return Interval(0.0, 0.0, 0.0)
+    generator = torch.Generator().manual_seed(seed)
+    means = values[torch.randint(len(values), (draws, len(values)), generator=generator)].mean(1)
+    low, high = torch.quantile(means, torch.tensor([0.025, 0.975])).tolist()
+    return Interval(float(values.mean()), low, high)

@@ -1,0 +1,128 @@
+"""Replay a stream offline: the start's prediction before each event of some users, and what follows from it.
+
+Honest residuals need the start only, so all predictions are made in large batches and the inner states follow by a
+scan; popularity moves at every `EPOCH`th event, as in a worker. Letters: E events, N items, Q query slots, F factors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from models import popularity
+from models.episodes import History, Interactions, earlier, following
+from models.item_tables import initial_counts
+from models.ranker import Ranker, TaskBatch
+
+EPOCH = 1024
+QUERY = 10
+_CHUNK = 128
+_BLOCK = 1024
+
+
+@dataclass(frozen=True)
+class Replay:
+    """Predictions for E events in time order.
+
+    Attributes:
+        start: [E, N] the start's logits before the event, -inf where the user had the item.
+        targets: [E] the event's item.
+        query: [E, Q] the items of this and the user's next events, -1 where none.
+        users: [E].
+        num_events: [E] K.
+
+    """
+
+    start: Tensor
+    targets: Tensor
+    query: Tensor
+    users: Tensor
+    num_events: Tensor
+
+    def select(self, mask: Tensor) -> Replay:
+        """Keep the events of a mask [E]."""
+        return Replay(self.start[mask], self.targets[mask], self.query[mask], self.users[mask], self.num_events[mask])
+
+
+class Moments(NamedTuple):
+    """The prediction in item space, whatever the factors: mean of (target - prediction) [N], mean covariance [N, N]."""
+
+    item_bias: Tensor
+    covariance: Tensor
+
+
+def replay_start(
+    ranker: Ranker, interactions: Interactions, first: int, chosen: Tensor, progress: Callable[[int, int], None]
+) -> Replay:
+    """Predict the events of mask `chosen` [all events] from number `first` on; earlier ones are history only."""
+    history = History.of(interactions.users)
+    buckets = popularity.bucket_of(history.position)
+    counts = initial_counts(ranker.parameters, ranker.items.trained_index)
+    total, start, events = len(interactions), [], []
+    for begin in range(first, total, EPOCH):
+        end = min(begin + EPOCH, total)
+        priors = popularity.priors(counts)
+        now = torch.arange(begin, end)[chosen[begin:end]]
+        for chunk in torch.split(now, _CHUNK) if len(now) else ():
+            tasks = tasks_before(ranker, interactions, history, chunk)
+            start.append(ranker.logits(tasks, priors)[1])
+            events.append(chunk)
+        items = interactions.items[begin:end]
+        counts = popularity.advance(counts, buckets[begin:end], items, half_life=ranker.parameters.half_life)
+        progress(end - first, total - first)
+    at = torch.cat(events)
+    query = following(history, interactions.items, at, QUERY)
+    return Replay(torch.cat(start), interactions.items[at], query, interactions.users[at], history.position[at])
+
+
+def tasks_before(ranker: Ranker, interactions: Interactions, history: History, events: Tensor) -> TaskBatch:
+    """The tasks as they stand before each of `events` [U], with empty inner states."""
+    num, slots = len(events), ranker.parameters.support_size
+    position = history.position[events]
+    place = history.place[events][:, None] + torch.arange(-slots, 0)
+    return TaskBatch(
+        support=earlier(history, interactions.items, events, slots),
+        weights=interactions.weights[history.order[place.clamp(min=0)]],
+        num_events=position,
+        state=torch.zeros(num, ranker.state_size),
+        state_events=torch.zeros(num, dtype=torch.int64),
+        excluded=earlier(history, interactions.items, events, int(position.max())),
+        prior_rows=popularity.bucket_of(position),
+    )
+
+
+def prediction_moments(replay: Replay, tau: float) -> Moments:
+    """Moments of softmax(tau * start): factors [N, F] have residual mean `item_bias @ F`, metric `F' covariance F`."""
+    num, num_items = replay.start.shape
+    mass, square = torch.zeros(num_items), torch.zeros(num_items, num_items)
+    for begin in range(0, num, _BLOCK):
+        prediction = torch.softmax(tau * replay.start[begin : begin + _BLOCK], 1)
+        mass += prediction.sum(0)
+        square.addmm_(prediction.T, prediction)
+    seen = torch.bincount(replay.targets, minlength=num_items).float()
+    return Moments((seen - mass) / num, (torch.diag(mass) - square) / num)
+
+
+def honest_residuals(replay: Replay, factors: Tensor, tau: float) -> Tensor:
+    """Residuals [E, F] of softmax(tau * start) for factors [N, F]."""
+    expected = [
+        torch.softmax(tau * replay.start[begin : begin + _BLOCK], 1) @ factors
+        for begin in range(0, len(replay.targets), _BLOCK)
+    ]
+    return factors[replay.targets] - torch.cat(expected)
+
+
+def states_before(users: Tensor, residuals: Tensor, discount: float) -> tuple[Tensor, Tensor]:
+    """Inner state [E, F] and its count [E] before each event, from residuals [E, F] of events in time order."""
+    history = History.of(users)
+    state = torch.zeros_like(residuals)
+    by_position = torch.argsort(history.position, stable=True)
+    sizes = torch.bincount(history.position).tolist()
+    for rows in torch.split(by_position, sizes)[1:]:
+        before = history.order[history.place[rows] - 1]
+        state[rows] = discount * state[before] + residuals[before]
+    return state, history.position

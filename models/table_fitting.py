@@ -1,0 +1,135 @@
+"""All tables of the meta-parameters from a window of interactions and what validation chose.
+
+Letters: N items, T text dimensions, B buckets, P parts, S support slots, F inner factors.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from models import inner_tuning, popularity
+from models.episodes import History, Interactions, earlier
+from models.factoring import centred, factor
+from models.item_fitting import DECAYS, PARTS, Matrix, als_factors, part_matrices
+from models.meta_parameters import MetaParameters
+from models.replay import Moments
+
+NUM_DIMS = 64
+NUM_FACTORS = 64
+NUM_NEIGHBOURS = 64
+SHRINKAGE = 1.0  # events of trust in the text's prediction of an item's vectors
+_TABLE_TASKS = 3000  # sampled tasks whose scores the dimensions have to reproduce
+
+
+@dataclass(frozen=True)
+class Window:
+    """What is learnt from: interactions and, by item row, text embeddings [N, T] and ids."""
+
+    interactions: Interactions
+    text_embeddings: Tensor
+    item_ids: tuple[str, ...]
+    encoder: str
+    seed: int
+    support_size: int
+
+    def before(self, event: int) -> Window:
+        """The same with the first `event` events only."""
+        return replace(self, interactions=self.interactions.select(torch.arange(event)))
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What validation decides: part weights [B, 1 + P], inner step, calibration [B, 2], moments in item space."""
+
+    weights: Tensor
+    tuned: inner_tuning.Tuned
+    calibration: Tensor
+    moments: Moments
+    recommend_seen: bool
+
+
+def fit(window: Window, choices: Choices, matrices: list[Tensor] | None = None) -> MetaParameters:
+    """Fit all tables; `matrices` are the window's centred parts where the caller has them already."""
+    interactions = window.interactions
+    history = History.of(interactions.users)
+    decays = torch.tensor(DECAYS)
+    sampled = _sample(history, window.seed)
+    served = factor(
+        matrices if matrices is not None else centred(part_matrices(interactions)),
+        earlier(history, interactions.items, sampled, window.support_size),
+        support_gains(decays, window.support_size).expand(len(sampled), -1, -1),
+        choices.weights[popularity.bucket_of(history.position[sampled])][:, 1:],
+        num_dims=NUM_DIMS,
+        num_neighbours=NUM_NEIGHBOURS,
+    )
+    factors, metric = _rotated(
+        als_factors(Matrix.of(interactions), num_factors=NUM_FACTORS, seed=window.seed), choices.moments
+    )
+    events = torch.bincount(interactions.items, minlength=interactions.num_items).float()
+    vectors = torch.cat([served.item_out, served.item_in.flatten(1), factors], 1)
+    return MetaParameters(
+        item_ids=window.item_ids,
+        encoder=window.encoder,
+        parts=PARTS,
+        support_size=window.support_size,
+        recommend_seen=choices.recommend_seen,
+        use_inner_step=choices.tuned.pays,
+        step_from=inner_tuning.STEP_FROM,
+        tau=choices.tuned.tau,
+        discount=choices.tuned.discount,
+        trust_radius=inner_tuning.TRUST_RADIUS,
+        shrinkage=SHRINKAGE,
+        half_life=popularity.HALF_LIFE,
+        **served._asdict(),
+        item_factors=factors,
+        item_events=events,
+        residual_mean=choices.moments.item_bias @ factors,
+        metric=metric,
+        precision=torch.full((NUM_FACTORS,), choices.tuned.precision),
+        text_map=text_ridge(window.text_embeddings, vectors, events),
+        part_decays=decays,
+        part_weights=choices.weights,
+        calibration=choices.calibration,
+        counts=_counts(interactions, history),
+    )
+
+
+def popularity_moments(interactions: Interactions) -> Moments:
+    """Moments of a prediction by popularity alone, without bias: what stands in where nothing was validated."""
+    share = torch.bincount(interactions.items, minlength=interactions.num_items).float() / len(interactions)
+    return Moments(torch.zeros_like(share), torch.diag(share) - share[:, None] * share)
+
+
+def support_gains(decays: Tensor, support_size: int) -> Tensor:
+    """Gain of every support slot for every part, newest last: [S, P]."""
+    return decays[None] ** torch.arange(support_size - 1, -1, -1.0)[:, None]
+
+
+def text_ridge(embeddings: Tensor, vectors: Tensor, events: Tensor, *, ridge: float = 10.0) -> Tensor:
+    """Map [T + 1, V] from text embedding (and 1) to an item's vectors [N, V], items weighted by their events [N]."""
+    inputs = torch.cat([embeddings, embeddings.new_ones(len(embeddings), 1)], 1)
+    trust = (events / (events + 5.0))[:, None]
+    normal = inputs.T @ (inputs * trust) + ridge * torch.eye(inputs.shape[1])
+    solution: Tensor = torch.linalg.solve(normal, inputs.T @ (vectors * trust))
+    return solution
+
+
+def _rotated(factors: Tensor, moments: Moments) -> tuple[Tensor, Tensor]:
+    """Factors [N, F] in the eigenbasis of their mean covariance under the prediction, and its eigenvalues [F]."""
+    metric, rotation = torch.linalg.eigh(factors.T @ moments.covariance @ factors)
+    return factors @ rotation, metric.clamp(min=0.0)
+
+
+def _counts(interactions: Interactions, history: History) -> Tensor:
+    nothing = torch.zeros(popularity.NUM_BUCKETS, interactions.num_items)
+    return popularity.advance(nothing, popularity.bucket_of(history.position), interactions.items)
+
+
+def _sample(history: History, seed: int) -> Tensor:
+    """Pick at most _TABLE_TASKS events that have a support, ascending."""
+    candidates = torch.arange(len(history.order))[history.position > 0]
+    generator = torch.Generator().manual_seed(seed)
+    return candidates[torch.randperm(len(candidates), generator=generator)[:_TABLE_TASKS]].sort().values
