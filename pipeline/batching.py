@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.chunks import Chunk, Record
 from pipeline.support import Ints, UserTable
-from pipeline.transport import Chunk, Record
 from schemas.events import Interaction, Rejected
 
 Parse = Callable[[bytes | None, bytes | None, int], Interaction | Rejected]

@@ -6,7 +6,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 
-from pipeline.transport import Chunk, Fetch
+from pipeline.chunks import Chunk, Fetch
 
 
 class Inbox:
@@ -16,12 +16,18 @@ class Inbox:
         self._max_records = max_records
         self._waiting: deque[Fetch] = deque()
         self._num_records = 0
+        self._open = True
         self._changed = asyncio.Condition()
 
     async def put(self, fetch: Fetch) -> None:
-        """Add a fetch, waiting while more than twice a batch is waiting: this is what holds the consumer back."""
+        """Add a fetch, waiting while more than twice a batch is waiting: this is what holds the consumer back.
+
+        A fetch that comes, or has been waiting to come, while the inbox is closed is dropped.
+        """
         async with self._changed:
-            await self._changed.wait_for(lambda: self._num_records < 2 * self._max_records)
+            await self._changed.wait_for(lambda: not self._open or self._num_records < 2 * self._max_records)
+            if not self._open:
+                return
             self._waiting.append(fetch)
             self._num_records += fetch.num_records
             self._changed.notify_all()
@@ -41,9 +47,19 @@ class Inbox:
             self._changed.notify_all()
             return chunks
 
-    async def clear(self) -> None:
-        """Drop everything that waits."""
+    async def close(self) -> None:
+        """Drop everything that waits and whatever comes until `reopen`: the partitions are about to move.
+
+        Dropping only what waits would let in a fetch from behind the gap that this leaves.
+        """
         async with self._changed:
+            self._open = False
             self._waiting.clear()
             self._num_records = 0
+            self._changed.notify_all()
+
+    async def reopen(self) -> None:
+        """Take fetches again: the consumer has been sought to the positions."""
+        async with self._changed:
+            self._open = True
             self._changed.notify_all()

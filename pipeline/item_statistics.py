@@ -11,8 +11,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from models.popularity import advance
+from models.popularity import NUM_BUCKETS, advance
 from pipeline.support import Ints
+
+__all__ = ["EPOCH", "NUM_BUCKETS", "ItemStatistics"]
 
 EPOCH = 1024  # offsets between two moments at which counts take effect
 

@@ -22,8 +22,8 @@ from pipeline.adaptation import Adaptation
 from pipeline.batching import Advance, DeadLetter, MicroBatch, Parse, dead_letter, micro_batch
 from pipeline.catalogue import build_catalogue, listed_rows
 from pipeline.catalogue_store import number_items, read_items, write_items
+from pipeline.chunks import Chunk
 from pipeline.store import Fenced, Store, StoreUnavailable
-from pipeline.transport import Chunk
 from schemas.errors import ConfigurationError
 from schemas.events import Rejected, parse_item
 

@@ -20,11 +20,10 @@ from psycopg2.extras import execute_values
 from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
 
-from models.popularity import NUM_BUCKETS
 from pipeline.adaptation import Lists, Outcome
 from pipeline.batching import Advance, DeadLetter
 from pipeline.failpoints import reach
-from pipeline.item_statistics import ItemStatistics
+from pipeline.item_statistics import NUM_BUCKETS, ItemStatistics
 from pipeline.support import UserTable
 from pipeline.user_rows import prequential_copy, segments_copy, states_copy
 
@@ -314,8 +313,7 @@ def _mark_saved(statistics: Mapping[int, ItemStatistics]) -> None:
 
 def _statistics(row: tuple[Any, ...], half_life: float) -> ItemStatistics:
     epoch_offset, item_nos, counts, buckets, items = row
-    stored = np.frombuffer(counts, "<f4").reshape(-1, max(len(item_nos), 1)) if item_nos else None
+    stored = np.frombuffer(counts, "<f4").reshape(-1, len(item_nos)) if item_nos else np.zeros((NUM_BUCKETS, 0), "<f4")
     dense = torch.zeros(NUM_BUCKETS, max(item_nos, default=0) + 1)
-    if stored is not None:
-        dense[:, torch.tensor(item_nos)] = torch.from_numpy(stored.copy())
+    dense[:, item_nos] = torch.from_numpy(stored.copy())
     return ItemStatistics(epoch_offset, dense, half_life, list(buckets), list(items), unsaved=False)

@@ -13,54 +13,17 @@ Faust's own. Three of its methods are replaced, and nothing is patched at import
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import faust
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
 from faust.types.tuples import ConsumerMessage
 
+from pipeline.chunks import Chunk, Fetch, Record
+
 # Faust asks for 1,500; a broker that answers an idle long poll late (Tansu) would add as much to every event.
 FETCH_MAX_WAIT_MS = 50
-
-
-class Record(Protocol):
-    """What is read of a Kafka record; `timestamp` is Kafka's, in ms."""
-
-    topic: str
-    partition: int
-    offset: int
-    timestamp: int
-    key: bytes | None
-    value: bytes | None
-
-
-@dataclass(frozen=True, slots=True)
-class Chunk:
-    """Consecutive records of one partition: every offset in [start, next_offset) that holds one.
-
-    Offsets without a record are transaction markers or were compacted away.
-    """
-
-    topic: str
-    partition: int
-    start: int
-    next_offset: int
-    records: Sequence[Record]
-
-
-@dataclass(frozen=True, slots=True)
-class Fetch:
-    """What one fetch brought, and the consumer generation that fetched it."""
-
-    generation: int
-    chunks: list[Chunk]
-
-    @property
-    def num_records(self) -> int:
-        """Records in all chunks."""
-        return sum(len(chunk.records) for chunk in self.chunks)
 
 
 Positions = Callable[[set[TP]], Awaitable[Mapping[TP, int]]]
@@ -107,8 +70,7 @@ class PositionedConsumer(driver.Consumer):  # type: ignore[misc]  # untyped base
         if records is None or self.should_stop:
             return
         if not self.flow_active:
-            await self.perform_seek()
-            return
+            return  # a rebalance: these records are dropped, and Faust seeks before it lets the flow resume
         wanted = {
             tp: rows
             for tp, rows in records.items()

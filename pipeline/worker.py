@@ -29,6 +29,7 @@ from models.encoder import resolve_encoder
 from models.meta_parameters import MetaParameters
 from pipeline import registry
 from pipeline.adaptation import Adaptation, Types
+from pipeline.chunks import Chunk
 from pipeline.embeddings import cached_embeddings
 from pipeline.failpoints import arm, reach
 from pipeline.inbox import Inbox
@@ -37,7 +38,7 @@ from pipeline.settings import Settings
 from pipeline.store import SESSION, Fenced, Store
 from pipeline.support import UserTable
 from pipeline.topics import BrokerUnavailable, check_topics
-from pipeline.transport import Chunk, stream_app
+from pipeline.transport import stream_app
 from schemas.database import check_role, check_schema, connect_engine
 from schemas.errors import ConfigurationError
 from schemas.events import parse_interaction
@@ -130,7 +131,7 @@ class _Worker:
             beginning = await self.app.consumer.earliest_offsets(*assigned)
             end = await self.app.consumer.highwaters(*assigned)
             bounds = {(tp.topic, tp.partition): (beginning[tp], end[tp] or 0) for tp in assigned}
-            await self.inbox.clear()
+            await self.inbox.reopen()
             self.waiting = []
             positions = await self._in_thread(lambda: self.loop.take_over(bounds))
         except Exception as error:
@@ -142,15 +143,16 @@ class _Worker:
 
     async def _revoked(self, *_: Any, **__: Any) -> None:
         """Before partitions go to another worker: drop what waits, let the batch in hand commit."""
-        await self.inbox.clear()
+        await self.inbox.close()
         self.waiting = []
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self.idle.wait(), self.settings.session_timeout_seconds * 0.6)
 
     async def _pump(self) -> None:
         while True:
-            self.waiting += await self.inbox.take(lambda: self.app.consumer_generation_id)
-            chunks, self.waiting = self.loop.ready(self.waiting)
+            taken = await self.inbox.take(lambda: self.app.consumer_generation_id)
+            # Read after the wait: what waited before it may have been dropped with its partitions.
+            chunks, self.waiting = self.loop.ready(self.waiting + taken)
             if not chunks:
                 continue
             self.idle.clear()

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from models.meta_parameters import NUM_BUCKETS, MetaParameters
-from pipeline.transport import Chunk
+from pipeline.chunks import Chunk
 
 NOW_MS = 1_760_000_000_000
 

@@ -67,10 +67,10 @@ def assign(loop: Loop, num_partitions: int = 1, end: int = 10**6) -> None:
 
 
 @pytest.fixture
-def url(database: Database) -> Iterator[str]:
+def url(database: Database) -> str:
     fill(database.owner_url)
     torch.set_num_threads(1)
-    yield database.writer_url
+    return database.writer_url
 
 
 def log(num_events: int, *, num_users: int = 12, seed: int = 1) -> list[Record]:
@@ -103,8 +103,8 @@ def feed(loop: Loop, records: Sequence[Record], sizes: Iterator[int]) -> None:
 STATE = """SELECT user_id, last_offset, num_events, num_applied, support_items, support_types, adapter, adapter_events,
     top_items, top_scores, recent_ids, recent_seen, num_seen FROM innerloop.user_state ORDER BY user_id"""
 LAW = "SELECT next_offset, applied, dead_lettered, duplicates, dropped, skipped FROM innerloop.stream_position"
-RECORD = """SELECT "offset", user_id, item_id, num_events, loss_adapted, loss_start, rank_adapted, rank_start, rank_popular
-    FROM innerloop.prequential_events ORDER BY 1"""
+RECORD = """SELECT "offset", user_id, item_id, num_events, loss_adapted, loss_start, rank_adapted, rank_start,
+    rank_popular FROM innerloop.prequential_events ORDER BY 1"""
 
 
 def sizes(seed: int, largest: int) -> Iterator[int]:
@@ -208,9 +208,7 @@ def test_a_user_in_a_second_partition_is_a_dead_letter_there(url: str, database:
     assert reasons == [(1, "KEY_MISMATCH")]
 
 
-def test_dismissed_and_seen_items_leave_the_list_and_unknown_ones_stay_in_the_support(
-    url: str, database: Database
-) -> None:
+def test_dismissed_and_seen_items_leave_the_list_unknown_ones_stay_in_the_support(url: str, database: Database) -> None:
     loop = make_loop(url)
     assign(loop)
     loop.advance([chunk([record(event("u1", "item-1", "a"), 0)])])

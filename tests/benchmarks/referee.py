@@ -53,13 +53,15 @@ def set_ndcg(ranks: NDArray[np.float32]) -> NDArray[np.float64]:
 def per_user(users: NDArray[np.generic], values: NDArray[np.float64]) -> NDArray[np.float64]:
     """Mean of each user's values."""
     number = np.unique(users, return_inverse=True)[1]
-    return np.bincount(number, values) / np.bincount(number)
+    means: NDArray[np.float64] = np.bincount(number, values) / np.bincount(number)
+    return means
 
 
 def interval(values: NDArray[np.float64]) -> tuple[float, float, float]:
     """Mean over users and its 95 % percentile bootstrap (2,000 draws, seed 1)."""
     draws = values[np.random.default_rng(1).integers(0, len(values), (DRAWS, len(values)))].mean(1)
-    return float(values.mean()), *(float(bound) for bound in np.percentile(draws, [2.5, 97.5]))
+    low, high = np.percentile(draws, [2.5, 97.5])
+    return float(values.mean()), float(low), float(high)
 
 
 def figures(columns: dict[str, NDArray[np.generic]]) -> dict[str, tuple[float, float, float]]:
@@ -89,7 +91,7 @@ def main() -> None:
     torch.set_flush_denormal(True)
     started = time.monotonic()
     columns = judged(arguments.phase, arguments.home, seed=arguments.seed)
-    np.savez_compressed(arguments.out, **columns)
+    np.savez_compressed(arguments.out, allow_pickle=False, **columns)
     for name, (mean, low, high) in figures(columns).items():
         print(f"{name:28s} {mean:.4f} [{low:.4f}, {high:.4f}]")
     print(f"{arguments.out}: {len(columns['K']):,} events, phase {arguments.phase}, {time.monotonic() - started:.0f} s")

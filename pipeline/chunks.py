@@ -1,0 +1,62 @@
+"""What travels from the fetcher to the inner loop: records, in chunks of one partition, by the fetch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+
+class Record(Protocol):
+    """What is read of a Kafka record; `timestamp` is Kafka's, in ms."""
+
+    @property
+    def topic(self) -> str:
+        """Topic it lies in."""
+
+    @property
+    def partition(self) -> int:
+        """Partition it lies in."""
+
+    @property
+    def offset(self) -> int:
+        """Its place in the partition."""
+
+    @property
+    def timestamp(self) -> int:
+        """Kafka's timestamp, epoch ms."""
+
+    @property
+    def key(self) -> bytes | None:
+        """Key, if any."""
+
+    @property
+    def value(self) -> bytes | None:
+        """Value; None is a tombstone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Consecutive records of one partition: every offset in [start, next_offset) that holds one.
+
+    Offsets without a record are transaction markers or were compacted away.
+    """
+
+    topic: str
+    partition: int
+    start: int
+    next_offset: int
+    records: Sequence[Record]
+
+
+@dataclass(frozen=True, slots=True)
+class Fetch:
+    """What one fetch brought, and the consumer generation that fetched it."""
+
+    generation: int
+    chunks: list[Chunk]
+
+    @property
+    def num_records(self) -> int:
+        """Records in all chunks."""
+        return sum(len(chunk.records) for chunk in self.chunks)
