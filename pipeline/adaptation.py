@@ -103,6 +103,46 @@ class Outcome:
 
 
 @dataclass(slots=True)
+class Known:
+    """What predictions for U users may know: support sets [U, S] and seen or dismissed items [U, X], 0 where none."""
+
+    support_items: NDArray[np.int32]
+    support_types: NDArray[np.int8]
+    marks: NDArray[np.int32]
+
+    @classmethod
+    def of(cls, table: UserTable, slots: Ints) -> Known:
+        """As the users' memory is now."""
+        return cls(table.support_items[slots], table.support_types[slots], _marks(table, slots))
+
+
+class Before:
+    """What was known before each of E events, noted round by round."""
+
+    def __init__(self, num_events: int) -> None:
+        self._place = np.zeros((num_events, 2), np.int64)  # round noted in, row in that round
+        self._rounds: list[Known] = []
+
+    def note(self, events: Ints, table: UserTable, slots: Ints) -> None:
+        """Note the present memory of these events' users."""
+        self._place[events] = np.stack([np.full(len(events), len(self._rounds)), np.arange(len(events))], 1)
+        self._rounds.append(Known.of(table, slots))
+
+    def of(self, events: Ints) -> Known:
+        """What was known before these events, in their order."""
+        parts = [(self._rounds[number], row) for number, row in self._place[events].tolist()]
+        width = max(known.marks.shape[1] for known, _ in parts)
+        marks = np.zeros((len(parts), width), np.int32)
+        for target, (known, row) in zip(marks, parts, strict=True):
+            target[: known.marks.shape[1]] = known.marks[row]
+        used = int(np.flatnonzero(marks.any(0)).max(initial=-1)) + 1
+        items, types = (
+            np.stack([getattr(known, name)[row] for known, row in parts]) for name in ("support_items", "support_types")
+        )
+        return Known(items, types, marks[:, :used])
+
+
+@dataclass(slots=True)
 class _Events:
     """The applied events of a micro-batch as columns [E], the priors they read [R, N], and what was predicted."""
 
@@ -116,6 +156,7 @@ class _Events:
     items: Ints
     positive: NDArray[np.bool_]
     num_events: Ints
+    before: Before = field(init=False)
     prior_rows: Ints = field(init=False)
     priors: Tensor = field(init=False)
     losses: NDArray[np.float32] = field(init=False)
@@ -123,6 +164,7 @@ class _Events:
 
     def __post_init__(self) -> None:
         num = len(self.slots)
+        self.before = Before(num)
         self.prior_rows, self.priors = np.zeros(num, np.int64), torch.zeros(0, 0)
         self.losses, self.ranks = np.zeros((2, num), np.float32), np.zeros((3, num), np.int64)
 
@@ -167,7 +209,8 @@ class Adaptation:
         events = self._events(batch, slots)
         changed = self._read_priors(events)
         segments = Segments(), Segments()
-        self._rounds(events, *segments)
+        self._remember(events, *segments)
+        self._learn(events)
         last = np.flatnonzero(occurrence(slots[::-1])[::-1] == 0)
         self.table.last_offset[slots[last]] = batch.offset[last]
         return Outcome(
@@ -186,7 +229,8 @@ class Adaptation:
         if not len(self._row_nos):
             return self._lists([])
         current = self._prior(partition)
-        tasks = self._tasks(np.zeros(0, np.int64), np.zeros(0, np.int64))
+        none = np.zeros(0, np.int64)
+        tasks = self._tasks(none, Known.of(self.table, none), none, none)
         top = self.ranker.rank(tasks, current, min(NUM_POPULAR, len(self._row_nos)))
         return self._lists([Top(top.items[:1], top.logits[:1])])
 
@@ -271,30 +315,38 @@ class Adaptation:
             self._priors[partition] = statistics.epoch_offset, prior
         return prior
 
-    def _rounds(self, events: _Events, id_segments: Segments, seen_segments: Segments) -> None:
+    def _remember(self, events: _Events, id_segments: Segments, seen_segments: Segments) -> None:
+        """Move the users' memory past the batch, in rounds, noting what each positive's prediction may know."""
         turn = occurrence(events.slots)
         order = np.argsort(turn, kind="stable")
         dismissal = self._types.dismissal[events.types]
-        rows = self.catalogue.row_of[events.items]
         for now in np.split(order, np.flatnonzero(np.diff(turn[order])) + 1) if len(order) else []:
             self.table.append_ids(events.slots[now], events.ids[now], events.bodies[now], id_segments)
             liked, disliked = now[events.positive[now]], now[dismissal[now]]
-            for learnt in _chunks(liked[rows[liked] >= 0]):
-                self._learn(events, learnt, rows[learnt])
+            events.before.note(liked, self.table, events.slots[liked])
             self.table.append_positive(events.slots[liked], events.items[liked], events.types[liked])
             self.table.append_seen(events.slots[liked], events.items[liked], seen_segments)
             self.table.append_seen(events.slots[disliked], -events.items[disliked], seen_segments)
 
-    def _learn(self, events: _Events, now: Ints, targets: Ints) -> None:
-        """Predict these events (of distinct users) before learning, then move the users' adapters."""
-        slots, size = events.slots[now], len(now)
-        tasks = self._tasks(slots, events.prior_rows[now])
-        step = self.ranker.step(tasks, events.priors, _padded(targets, -1).to(tasks.support.device))
-        self.table.adapter[slots] = step.state[:size].cpu().numpy()
-        self.table.adapter_events[slots] = step.state_events[:size].cpu().numpy()
-        events.losses[:, now] = torch.stack([step.loss_adapted, step.loss_start])[:, :size].cpu().numpy()
-        ranks = torch.stack([step.rank_adapted, step.rank_start, step.rank_popular])
-        events.ranks[:, now] = ranks[:, :size].cpu().numpy()
+    def _learn(self, events: _Events) -> None:
+        """Predict every positive from what was known before it, and move the users' adapters.
+
+        Honest residuals need the start's predictions only, and these do not depend on the adapter: so one pass serves
+        several events of a user, whose states follow one another inside a chunk (`previous`) and from chunk to chunk.
+        """
+        rows = self.catalogue.row_of[events.items]
+        for now in _chunks(np.flatnonzero(events.positive & (rows >= 0))):
+            slots, size = events.slots[now], len(now)
+            tasks = self._tasks(slots, events.before.of(now), events.num_events[now], events.prior_rows[now])
+            targets, previous = (
+                _padded(column, -1).to(tasks.support.device) for column in (rows[now], _previous(slots))
+            )
+            step = self.ranker.step(tasks, events.priors, targets, previous)
+            self.table.adapter[slots] = step.state[:size].cpu().numpy()  # of a user's several states the last stays
+            self.table.adapter_events[slots] = step.state_events[:size].cpu().numpy()
+            events.losses[:, now] = torch.stack([step.loss_adapted, step.loss_start])[:, :size].cpu().numpy()
+            ranks = torch.stack([step.rank_adapted, step.rank_start, step.rank_popular])
+            events.ranks[:, now] = ranks[:, :size].cpu().numpy()
 
     def _prequential(self, events: _Events) -> Prequential:
         chosen = np.flatnonzero(events.positive)
@@ -317,7 +369,9 @@ class Adaptation:
         k = min(self._top_n, len(self._row_nos))
         tops = []
         for now in _chunks(np.arange(len(slots))):
-            top = self.ranker.rank(self._tasks(slots[now], rows[now]), stacked, k)
+            known = Known.of(self.table, slots[now])
+            tasks = self._tasks(slots[now], known, self.table.num_events[slots[now]], rows[now])
+            top = self.ranker.rank(tasks, stacked, k)
             tops.append(Top(top.items[: len(now)], top.logits[: len(now)]))
         return self._lists(tops)
 
@@ -329,42 +383,50 @@ class Adaptation:
         listed = items >= 0
         return Lists(np.where(listed, self.catalogue.item_nos[items], 0), scores, listed.sum(1))
 
-    def _tasks(self, slots: Ints, prior_rows: Ints) -> TaskBatch:
+    def _tasks(self, slots: Ints, known: Known, num_events: Ints, prior_rows: Ints) -> TaskBatch:
         table, device = self.table, self.ranker.items.vectors.device
         size = self.ranker.parameters.support_size
         columns = {
-            "support": _padded(self.catalogue.row_of[table.support_items[slots, -size:]], -1),
-            "weights": _padded(self._types.weight[table.support_types[slots, -size:]], 0),
-            "num_events": _padded(table.num_events[slots], 0),
+            "support": _padded(self.catalogue.row_of[known.support_items[:, -size:]], -1),
+            "weights": _padded(self._types.weight[known.support_types[:, -size:]], 0),
+            "num_events": _padded(num_events, 0),
             "state": _padded(table.adapter[slots], 0),
             "state_events": _padded(table.adapter_events[slots], 0),
-            "excluded": _padded(self._excluded(slots), -1),
+            "excluded": _padded(self._excluded(known.marks), -1),
             "prior_rows": _padded(prior_rows, 0),
         }
         return TaskBatch(**{name: column.to(device) for name, column in columns.items()})
 
-    def _excluded(self, slots: Ints) -> Ints:
+    def _excluded(self, marks: NDArray[np.int32]) -> Ints:
         """Rows not to be listed [U, X], -1 where none: dismissed, withdrawn and (unless repeated) seen items."""
-        marks = np.where(
-            np.arange(self.table.recent_seen.shape[1]) < tail_length(self.table.num_seen[slots])[:, None],
-            self.table.recent_seen[slots],
-            0,
-        ).astype(np.int64)
-        long = [place for place, slot in enumerate(slots.tolist()) if slot in self.table.older_seen]
-        if long:
-            seen = {place: self.table.seen(int(slots[place])) for place in long}
-            wide = np.zeros((len(slots), max(map(len, seen.values()))), np.int64)
-            wide[:, : marks.shape[1]] = marks[:, : wide.shape[1]]
-            for place, row in seen.items():
-                wide[place] = 0
-                wide[place, : len(row)] = row
-            marks = wide
         if self._recommend_seen:
             marks = np.minimum(marks, 0)
         rows = self.catalogue.row_of[np.abs(marks)]
-        withdrawn = np.broadcast_to(self.catalogue.unavailable, (len(slots), len(self.catalogue.unavailable)))
+        withdrawn = np.broadcast_to(self.catalogue.unavailable, (len(marks), len(self.catalogue.unavailable)))
         both: Ints = np.concatenate([rows, withdrawn], 1)
         return both
+
+
+def _marks(table: UserTable, slots: Ints) -> NDArray[np.int32]:
+    """Seen (+item_no) and dismissed (-item_no) items [U, X], 0 where none."""
+    inside = np.arange(table.recent_seen.shape[1]) < tail_length(table.num_seen[slots])[:, None]
+    marks: NDArray[np.int32] = np.where(inside, table.recent_seen[slots], 0)
+    long = {place: table.seen(slot) for place, slot in enumerate(slots.tolist()) if slot in table.older_seen}
+    missing = max(map(len, long.values()), default=0) - marks.shape[1]
+    if missing > 0:
+        marks = np.pad(marks, ((0, 0), (0, missing)))
+    for place, row in long.items():
+        marks[place, : len(row)] = row
+    return marks
+
+
+def _previous(slots: Ints) -> Ints:
+    """For each event [E], the place of the same user's event before it, -1 for a user's first."""
+    order = np.argsort(slots, kind="stable")
+    result = np.full(len(slots), -1)
+    again = slots[order][1:] == slots[order][:-1]
+    result[order[1:][again]] = order[:-1][again]
+    return result
 
 
 def _earlier(slots: Ints, positive: NDArray[np.bool_]) -> Ints:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing
 from typing import Any
 
+import numpy as np
 import psycopg2
 import pytest
 import torch
@@ -103,8 +104,8 @@ def feed(loop: Loop, records: Sequence[Record], sizes: Iterator[int]) -> None:
 STATE = """SELECT user_id, last_offset, num_events, num_applied, support_items, support_types, adapter, adapter_events,
     top_items, top_scores, recent_ids, recent_seen, num_seen FROM innerloop.user_state ORDER BY user_id"""
 LAW = "SELECT next_offset, applied, dead_lettered, duplicates, dropped, skipped FROM innerloop.stream_position"
-RECORD = """SELECT "offset", user_id, item_id, num_events, loss_adapted, loss_start, rank_adapted, rank_start,
-    rank_popular FROM innerloop.prequential_events ORDER BY 1"""
+RECORD = """SELECT "offset", user_id, item_id, num_events, rank_adapted, rank_start, rank_popular FROM innerloop.prequential_events ORDER BY 1"""
+LOSSES = 'SELECT loss_adapted, loss_start FROM innerloop.prequential_events ORDER BY "offset"'
 
 
 def sizes(seed: int, largest: int) -> Iterator[int]:
@@ -119,6 +120,7 @@ def test_the_same_log_gives_the_same_rows_however_it_is_cut(services: Any, url: 
     assign(first)
     feed(first, records, sizes(1, 700))
     expected = [query(database.owner_url, statement) for statement in (STATE, LAW, RECORD)]
+    losses = np.array(query(database.owner_url, LOSSES))
     assert expected[1][0][0] == len(records)
     assert min(expected[1][0][1:4]) > 0, "the log must hold every fate"
     assert any(row[2] > 60 for row in expected[0]), "some user must have more history than a slot's tail"
@@ -130,6 +132,7 @@ def test_the_same_log_gives_the_same_rows_however_it_is_cut(services: Any, url: 
     assign(second)
     feed(second, records, sizes(2, 40))
     assert [query(database.owner_url, statement) for statement in (STATE, LAW, RECORD)] == expected
+    np.testing.assert_allclose(np.array(query(database.owner_url, LOSSES)), losses, rtol=1e-6)
 
 
 def query_write(url: str, statement: str) -> None:
