@@ -12,7 +12,7 @@ import sys
 
 import typer
 
-from pipeline import cli_feed, cli_read, cli_run
+from pipeline import cli_dataset, cli_feed, cli_read, cli_run
 from schemas.errors import ConfigurationError
 
 FAILED, CONFIGURATION = 1, 78
@@ -50,6 +50,7 @@ app = typer.Typer(
 )
 cli_run.register(app)
 cli_feed.register(app)
+cli_dataset.register(app)
 cli_read.register(app)
 
 
@@ -59,8 +60,6 @@ def main() -> None:
     logging.getLogger("kafka").setLevel(logging.CRITICAL)
     try:
         app()
-    except SystemExit:
-        raise  # the ordinary end; the clauses below import much, so they must not be evaluated for it
     except ConfigurationError as wrong:
         _stop(wrong, CONFIGURATION)
     except _correctable() as wrong:
@@ -84,21 +83,23 @@ def _first_line(error: Exception) -> str:
     return lines[0] if lines else type(error).__name__
 
 
-# Evaluated only once something was raised: the imports cost nothing to commands that end well.
 def _correctable() -> tuple[type[Exception], ...]:
-    from models.encoder import EncoderUnavailable
-
-    return (EncoderUnavailable,)
+    return _of_loaded_modules("models.encoder:EncoderUnavailable")
 
 
 def _away() -> tuple[type[Exception], ...]:
-    from sqlalchemy.exc import DBAPIError
+    return _of_loaded_modules(
+        "sqlalchemy.exc:DBAPIError",
+        "models.checkpoint:ArtefactRefused",
+        "pipeline.registry:NoLiveVersion",
+        "pipeline.topics:BrokerUnavailable",
+    )
 
-    from models.checkpoint import ArtefactRefused
-    from pipeline.registry import NoLiveVersion
-    from pipeline.topics import BrokerUnavailable
 
-    return BrokerUnavailable, DBAPIError, NoLiveVersion, ArtefactRefused
+def _of_loaded_modules(*names: str) -> tuple[type[Exception], ...]:
+    """Find exceptions by `module:name`; one whose module was never imported cannot have been raised."""
+    split = (name.split(":") for name in names)
+    return tuple(getattr(sys.modules[module], name) for module, name in split if module in sys.modules)
 
 
 if __name__ == "__main__":

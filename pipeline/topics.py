@@ -161,9 +161,9 @@ class _Admin:
 
 
 def connecting(broker: str, client: Callable[..., Any], **configs: Any) -> Any:
-    """Construct a kafka-python client; raises BrokerUnavailable when no broker answers within ten seconds."""
+    """Construct a kafka-python client; raises BrokerUnavailable when no broker answers within five seconds."""
     try:
-        return client(bootstrap_servers=broker.split(","), bootstrap_timeout_ms=10_000, **configs)
+        return client(bootstrap_servers=broker.split(","), bootstrap_timeout_ms=5_000, **configs)
     except (KafkaError, OSError) as away:
         raise BrokerUnavailable(f"no Kafka broker answers at {broker} (INNERLOOP_BROKER): {away}") from None
 
