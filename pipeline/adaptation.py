@@ -32,7 +32,9 @@ from pipeline.batching import (
 )
 from pipeline.catalogue import Catalogue
 from pipeline.item_statistics import EPOCH, ItemStatistics
-from pipeline.support import Ints, Segments, UserTable, tail_length
+from pipeline.known import Before, Known
+from pipeline.outcome import Lists, Outcome, Prequential
+from pipeline.support import Ints, Segments, UserTable
 from schemas.event_types import CODES, DEFAULT_EVENT_TYPES
 
 # Users per call of the ranker. Padding to one of few sizes keeps a row's result independent of the others, to the bit:
@@ -58,88 +60,6 @@ class Types:
             label, weight = overrides.get(name, (default_label, default_weight))
             table.positive[code], table.dismissal[code], table.weight[code] = label == 1, label == 0, weight
         return table
-
-
-@dataclass(slots=True)
-class Prequential:
-    """What was predicted before each positive [E], in (partition, offset) order."""
-
-    partition: Ints
-    offset: Ints
-    record_ms: Ints
-    user_ids: list[str]
-    item_nos: Ints
-    types: Ints
-    num_events: Ints
-    loss_adapted: NDArray[np.float32]
-    loss_start: NDArray[np.float32]
-    rank_adapted: Ints
-    rank_start: Ints
-    rank_popular: Ints
-
-
-@dataclass(slots=True)
-class Lists:
-    """The lists of U users (or partitions): item numbers and scores [U, k], how many count [U]."""
-
-    item_nos: Ints
-    scores: NDArray[np.float64]
-    lengths: Ints
-
-
-@dataclass(slots=True)
-class Outcome:
-    """Everything that one micro-batch changes; written in one transaction."""
-
-    batch: MicroBatch
-    slots: Ints
-    lists: Lists
-    prequential: Prequential
-    id_segments: Segments
-    seen_segments: Segments
-    statistics: dict[int, ItemStatistics]
-    popular: dict[int, Lists]
-    version: int
-
-
-@dataclass(slots=True)
-class Known:
-    """What predictions for U users may know: support sets [U, S] and seen or dismissed items [U, X], 0 where none."""
-
-    support_items: NDArray[np.int32]
-    support_types: NDArray[np.int8]
-    marks: NDArray[np.int32]
-
-    @classmethod
-    def of(cls, table: UserTable, slots: Ints) -> Known:
-        """As the users' memory is now."""
-        return cls(table.support_items[slots], table.support_types[slots], _marks(table, slots))
-
-
-class Before:
-    """What was known before each of E events, noted round by round."""
-
-    def __init__(self, num_events: int) -> None:
-        self._place = np.zeros((num_events, 2), np.int64)  # round noted in, row in that round
-        self._rounds: list[Known] = []
-
-    def note(self, events: Ints, table: UserTable, slots: Ints) -> None:
-        """Note the present memory of these events' users."""
-        self._place[events] = np.stack([np.full(len(events), len(self._rounds)), np.arange(len(events))], 1)
-        self._rounds.append(Known.of(table, slots))
-
-    def of(self, events: Ints) -> Known:
-        """What was known before these events, in their order."""
-        parts = [(self._rounds[number], row) for number, row in self._place[events].tolist()]
-        width = max(known.marks.shape[1] for known, _ in parts)
-        marks = np.zeros((len(parts), width), np.int32)
-        for target, (known, row) in zip(marks, parts, strict=True):
-            target[: known.marks.shape[1]] = known.marks[row]
-        used = int(np.flatnonzero(marks.any(0)).max(initial=-1)) + 1
-        items, types = (
-            np.stack([getattr(known, name)[row] for known, row in parts]) for name in ("support_items", "support_types")
-        )
-        return Known(items, types, marks[:, :used])
 
 
 @dataclass(slots=True)
@@ -405,19 +325,6 @@ class Adaptation:
         withdrawn = np.broadcast_to(self.catalogue.unavailable, (len(marks), len(self.catalogue.unavailable)))
         both: Ints = np.concatenate([rows, withdrawn], 1)
         return both
-
-
-def _marks(table: UserTable, slots: Ints) -> NDArray[np.int32]:
-    """Seen (+item_no) and dismissed (-item_no) items [U, X], 0 where none."""
-    inside = np.arange(table.recent_seen.shape[1]) < tail_length(table.num_seen[slots])[:, None]
-    marks: NDArray[np.int32] = np.where(inside, table.recent_seen[slots], 0)
-    long = {place: table.seen(slot) for place, slot in enumerate(slots.tolist()) if slot in table.older_seen}
-    missing = max(map(len, long.values()), default=0) - marks.shape[1]
-    if missing > 0:
-        marks = np.pad(marks, ((0, 0), (0, missing)))
-    for place, row in long.items():
-        marks[place, : len(row)] = row
-    return marks
 
 
 def _previous(slots: Ints) -> Ints:

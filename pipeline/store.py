@@ -20,10 +20,10 @@ from psycopg2.extras import execute_values
 from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
 
-from pipeline.adaptation import Lists, Outcome
 from pipeline.batching import Advance, DeadLetter
 from pipeline.failpoints import reach
 from pipeline.item_statistics import NUM_BUCKETS, ItemStatistics
+from pipeline.outcome import Lists, Outcome
 from pipeline.support import UserTable
 from pipeline.user_rows import prequential_copy, segments_copy, states_copy
 

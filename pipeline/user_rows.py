@@ -7,8 +7,8 @@ import io
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.adaptation import Outcome
 from pipeline.binary_copy import FLOAT4, FLOAT8, INT2, INT4, INT8, Column, Ragged, Scalar, Text, TextArray, binary_copy
+from pipeline.outcome import Outcome
 from pipeline.support import Ints, Segments, UserTable, tail_length
 
 _POSTGRES_EPOCH = 946_684_800  # 2000-01-01 in Unix seconds

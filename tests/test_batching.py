@@ -47,7 +47,8 @@ def decide(rows: list[tuple[str, str, str]], *, horizon: int = 1000, stored: int
         table.append_ids(slots, np.array([old.id_hash]), np.array([old.body_hash]), Segments())  # type: ignore[union-attr]
     records = [record(event(user, item, name), n) for n, (user, name, item) in enumerate(rows)]
     batch = micro_batch([chunk(records)], {0: 0}, parse_interaction)
-    return fates(batch, table.slots([event.user_id for event in batch.events]), table).tolist()
+    decided: list[int] = fates(batch, table.slots([event.user_id for event in batch.events]), table).tolist()
+    return decided
 
 
 def test_the_same_id_and_body_is_a_duplicate_another_body_a_conflict() -> None:

@@ -8,7 +8,7 @@ from contextlib import closing
 import numpy as np
 import psycopg2
 
-from pipeline.binary_copy import FLOAT4, FLOAT8, INT2, INT4, INT8, Ragged, Scalar, Text, TextArray, binary_copy
+from pipeline.binary_copy import FLOAT4, FLOAT8, INT2, INT4, INT8, Column, Ragged, Scalar, Text, TextArray, binary_copy
 from tests.conftest import Database
 
 
@@ -18,7 +18,7 @@ def test_every_kind_of_column_comes_back_as_it_went(database: Database) -> None:
     integers = draw.integers(-(2**31), 2**31, (4, 5))
     reals = draw.normal(size=(4, 3))
     lengths = np.array([5, 0, 2, 1])
-    columns = [
+    columns: list[Column] = [
         Text(names),
         Scalar(np.array([1, -2, 3, 2**31 - 1]), INT4),
         Scalar(np.array([2**62, -(2**62), 0, 7]), INT8),

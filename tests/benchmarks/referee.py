@@ -47,7 +47,8 @@ def set_ndcg(ranks: NDArray[np.float32]) -> NDArray[np.float64]:
     """nDCG@10 of the set of targets whose ranks [N, 10] are given; -1 = absent."""
     gain = np.where((ranks > 0) & (ranks <= 10), 1 / np.log2(1 + np.maximum(ranks, 1)), 0).sum(1)
     ideal: NDArray[np.float64] = np.cumsum(DISCOUNTS)[(ranks > 0).sum(1) - 1]
-    return gain / ideal
+    judged: NDArray[np.float64] = gain / ideal
+    return judged
 
 
 def per_user(users: NDArray[np.generic], values: NDArray[np.float64]) -> NDArray[np.float64]:

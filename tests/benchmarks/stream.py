@@ -20,11 +20,12 @@ from models.episodes import Interactions
 from models.meta_parameters import MetaParameters
 from models.outer_loop import meta_train
 from models.ranker import Ranker, Step, TaskBatch
-from pipeline.adaptation import Adaptation, Outcome, Types
+from pipeline.adaptation import Adaptation, Types
 from pipeline.batching import micro_batch
 from pipeline.catalogue import ListedItem, build_catalogue, listed_rows
 from pipeline.datasets import MovieLens100K, Phase, load_ml100k
 from pipeline.embeddings import cached_embeddings
+from pipeline.outcome import Outcome
 from pipeline.support import Segments, UserTable
 from schemas.events import parse_interaction
 from tests.factories import Record, chunk
@@ -100,13 +101,15 @@ class Recorder(Ranker):
     targets: list[Ints]
     ranks: list[tuple[NDArray[np.float32], NDArray[np.float32]]]
 
-    def step(self, tasks: TaskBatch, priors: torch.Tensor, targets: torch.Tensor) -> Step:
-        """Predict, note, learn."""
+    def step(
+        self, tasks: TaskBatch, priors: torch.Tensor, targets: torch.Tensor, previous: torch.Tensor | None = None
+    ) -> Step:
+        """Predict, note, learn; no user may come twice in a call."""
         adapted, start = self.logits(tasks, priors)
         for row in range(int((targets >= 0).sum())):
             rows = self.targets.pop(0)
             self.ranks.append((mean_ranks(adapted[row].numpy(), rows), mean_ranks(start[row].numpy(), rows)))
-        return super().step(tasks, priors, targets)
+        return super().step(tasks, priors, targets, previous)
 
 
 def mean_ranks(scores: NDArray[np.float32], targets: Ints) -> NDArray[np.float32]:
