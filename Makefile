@@ -38,7 +38,7 @@ test-long: $(STAMP) ## the long tests: 20 kills on both brokers, a million users
 	$(BIN)/pytest -m long --timeout 3600 $(ARGS)
 
 test-compose: $(STAMP) ## docker-compose.yml brought up, fed, read through SQL and taken down (ENGINE=script, or a running Docker)
-	PYTHON=$(BIN)/python INNERLOOP=$(BIN)/innerloop tests/compose/run.sh
+	PYTHON=$(BIN)/python tests/compose/run.sh
 
 check: $(STAMP) ## format, lint and types
 	$(BIN)/ruff format --check .

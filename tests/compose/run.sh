@@ -3,7 +3,7 @@
 #
 # Needs a Docker engine that runs already, or ENGINE=SCRIPT, where `SCRIPT up`, `SCRIPT images FILE…` and `SCRIPT down`
 # start an engine, provide the images that the files name, and stop it; such an engine needs no bridge network.
-# PYTHON and INNERLOOP name the programs of the environment (`make test-compose` sets them).
+# PYTHON is the interpreter of the environment (`make test-compose` sets it).
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 PYTHON=${PYTHON:-.venv/bin/python}
