@@ -60,3 +60,19 @@ class Fetch:
     def num_records(self) -> int:
         """Records in all chunks."""
         return sum(len(chunk.records) for chunk in self.chunks)
+
+
+def cut(chunks: Sequence[Chunk], num_records: int) -> tuple[list[Chunk], list[Chunk]]:
+    """The chunks of the first `num_records` records, and those of the rest."""
+    now, later = list[Chunk](), list[Chunk]()
+    for chunk in chunks:
+        room = max(0, num_records - sum(len(one.records) for one in now))
+        if later or room == 0:
+            later.append(chunk)
+        elif len(chunk.records) <= room:
+            now.append(chunk)
+        else:
+            place = chunk.records[room - 1].offset + 1
+            now.append(Chunk(chunk.topic, chunk.partition, chunk.start, place, chunk.records[:room]))
+            later.append(Chunk(chunk.topic, chunk.partition, place, chunk.next_offset, chunk.records[room:]))
+    return now, later

@@ -29,15 +29,15 @@ from models.encoder import resolve_encoder
 from models.meta_parameters import MetaParameters
 from pipeline import registry
 from pipeline.adaptation import Adaptation, Types
-from pipeline.chunks import Chunk
+from pipeline.chunks import Chunk, cut
 from pipeline.embeddings import cached_embeddings
 from pipeline.failpoints import arm, reach
 from pipeline.inbox import Inbox
-from pipeline.loop import Loop, Sources
+from pipeline.loop import Loop, Sources, TopicRecreated
 from pipeline.settings import Settings
 from pipeline.store import SESSION, Fenced, Store
 from pipeline.support import UserTable
-from pipeline.topics import BrokerUnavailable, check_topics
+from pipeline.topics import BrokerUnavailable, check_topics, end_offsets
 from pipeline.transport import stream_app
 from schemas.database import check_role, check_schema, connect_engine
 from schemas.errors import ConfigurationError
@@ -79,7 +79,9 @@ class _Worker:
         self.stopped = asyncio.Event()
         self.failure: BaseException | None = None
         self.inbox = Inbox(max_records=settings.batch_events)
-        self.waiting: list[Chunk] = []  # interactions that wait for the catalogue
+        self.waiting: list[Chunk] = []  # what is beyond one batch, and interactions that wait for the catalogue
+        # Two fetches may come as one batch, but it must not touch more users than can be held.
+        self.most_events = min(2 * settings.batch_events, settings.cache_users)
         self.idle = asyncio.Event()
         self.idle.set()
 
@@ -133,13 +135,21 @@ class _Worker:
             bounds = {(tp.topic, tp.partition): (beginning[tp], end[tp] or 0) for tp in assigned}
             await self.inbox.reopen()
             self.waiting = []
-            positions = await self._in_thread(lambda: self.loop.take_over(bounds))
+            positions = await self._in_thread(partial(self._take_over, bounds))
         except Exception as error:
             self._fail(error)
             raise
         ready = {f"{topic}[{partition}]": offset for (topic, partition), offset in sorted(positions.items())}
         print(json.dumps({"event": "ready", "positions": ready}), flush=True)
         return {TP(topic, partition): offset for (topic, partition), offset in positions.items()}
+
+    def _take_over(self, bounds: Mapping[tuple[str, int], tuple[int, int]]) -> dict[tuple[str, int], int]:
+        try:
+            return self.loop.take_over(bounds)
+        except TopicRecreated:
+            # Tansu lists an end that is too low by up to a batch; a fetch tells the true one, and takes a second.
+            ends = {topic: end_offsets(self.broker, topic) for topic in {topic for topic, _ in bounds}}
+            return self.loop.take_over({key: (first, ends[key[0]][key[1]]) for key, (first, _) in bounds.items()})
 
     async def _revoked(self, *_: Any, **__: Any) -> None:
         """Before partitions go to another worker: drop what waits, let the batch in hand commit."""
@@ -150,10 +160,12 @@ class _Worker:
 
     async def _pump(self) -> None:
         while True:
-            taken = await self.inbox.take(lambda: self.app.consumer_generation_id)
-            # Read after the wait: what waited before it may have been dropped with its partitions.
-            chunks, self.waiting = self.loop.ready(self.waiting + taken)
+            ready, held = self.loop.ready(self.waiting)
+            chunks, later = cut(ready, self.most_events)
+            self.waiting = later + held
             if not chunks:
+                taken = await self.inbox.take(lambda: self.app.consumer_generation_id)
+                self.waiting = self.waiting + taken  # as it is after the wait, in which a rebalance may have emptied it
                 continue
             self.idle.clear()
             try:
