@@ -1,0 +1,1 @@
+"""The law of the stream, shown with real processes while they are killed, frozen and cut off."""

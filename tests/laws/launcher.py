@@ -1,0 +1,59 @@
+"""Starts worker processes by fork: importing torch and Faust takes seconds of a core, and lotteries start dozens.
+
+Lines in, lines out: `start {…}` → process id; `poll ID` → exit code (negative: the signal), empty while it runs.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from typing import Any, NoReturn
+
+
+def main() -> None:
+    import pipeline.cli
+    import pipeline.worker  # noqa: F401 - imported for the workers to come
+
+    for line in sys.stdin:
+        command, _, argument = line.strip().partition(" ")
+        print(_start(json.loads(argument)) if command == "start" else _poll(int(argument)), flush=True)
+
+
+def _start(request: dict[str, Any]) -> int:
+    sys.stdout.flush()
+    process_id = os.fork()
+    if process_id == 0:
+        _become_worker(request)
+    return process_id
+
+
+def _become_worker(request: dict[str, Any]) -> NoReturn:
+    from pipeline import cli
+
+    files = {0: os.open(os.devnull, os.O_RDONLY)}
+    files |= {
+        number: os.open(request[name], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        for number, name in ((1, "out"), (2, "log"))
+    }
+    for number, file in files.items():
+        os.dup2(file, number)
+    os.environ.clear()
+    os.environ.update(request["environment"])
+    sys.argv = ["innerloop", "worker"]
+    try:
+        cli.main()
+    except SystemExit as end:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(end.code if isinstance(end.code, int) else 0)
+    os._exit(1)
+
+
+def _poll(process_id: int) -> str:
+    ended, status = os.waitpid(process_id, os.WNOHANG)
+    return str(os.waitstatus_to_exitcode(status)) if ended else ""
+
+
+if __name__ == "__main__":
+    main()
