@@ -144,7 +144,7 @@ class Loop:
 
         A new deployment thus reads its catalogue before its first event; the wait ends at WAITING_RECORDS.
         """
-        behind = any(self.positions[key] < end for key, end in self._catalogue_ends.items())
+        behind = any(self.positions.get(key, end) < end for key, end in self._catalogue_ends.items())
         if not behind or sum(len(chunk.records) for chunk in chunks) > WAITING_RECORDS:
             return chunks, []
         return ([chunk for chunk in chunks if chunk.topic == self.items],

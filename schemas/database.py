@@ -31,7 +31,7 @@ def connect_engine(url: str, *, pool_size: int = 2, options: str = "") -> Engine
         raise ConfigurationError("the database URL is not of the form postgresql://user:password@host/name") from error
     if parsed.get_backend_name() not in {"postgresql", "postgres"}:
         raise ConfigurationError(f"innerloop needs PostgreSQL, the database URL names {parsed.get_backend_name()!r}")
-    arguments: dict[str, Any] = {"options": f"-c timezone=UTC {options}".strip()}
+    arguments: dict[str, Any] = {"options": f"-c timezone=UTC {options}".strip(), "client_encoding": "utf8"}
     if "application_name" not in parsed.query:
         arguments["application_name"] = "innerloop"
     return create_engine(
@@ -51,6 +51,7 @@ def migrate(owner_url: str) -> None:
     engine = connect_engine(owner_url, pool_size=1)
     try:
         with engine.begin() as connection:
+            _refuse_other_encodings(connection)
             connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": MIGRATION_LOCK})
             _upgrade(connection)
     except ProgrammingError as error:
@@ -64,6 +65,7 @@ def migrate(owner_url: str) -> None:
 def check_schema(engine: Engine) -> None:
     """Raise SchemaMismatch unless the database is at exactly this code's revision."""
     with engine.connect() as connection:
+        _refuse_other_encodings(connection)
         found, head = _current_revision(connection), _scripts().get_current_head()
     if found == head:
         return
@@ -137,6 +139,14 @@ def _ensure_roles(connection: Connection) -> None:
         _run(connection, f"GRANT CREATE ON DATABASE {name} TO innerloop_owner")
         _run(connection, f"GRANT CONNECT, TEMPORARY ON DATABASE {name} TO innerloop_owner, innerloop_writer")
         _run(connection, f"GRANT CONNECT ON DATABASE {name} TO innerloop_reader")
+
+
+def _refuse_other_encodings(connection: Connection) -> None:
+    encoding = connection.scalar(text("SHOW server_encoding"))
+    if encoding != "UTF8":
+        raise ConfigurationError(
+            f"this database stores text as {encoding}, ids and titles need UTF8: CREATE DATABASE … ENCODING 'UTF8'"
+        )
 
 
 def _current_revision(connection: Connection) -> str | None:

@@ -450,3 +450,12 @@ def test_sql_in_an_id_is_only_an_id(writer: Engine, reader: Engine) -> None:
         add_items(connection, 1)
         add_user(connection, user_id, top_items=[1], top_scores=[0.5])
     assert listed(reader, user_id, 1) == ["i1 adapted"]
+
+
+def test_a_database_that_does_not_store_utf8_is_refused(services: Postgres) -> None:
+    services.execute("CREATE DATABASE ascii ENCODING 'SQL_ASCII' TEMPLATE template0 LOCALE_PROVIDER libc LOCALE 'C'")
+    try:
+        with pytest.raises(ConfigurationError, match="SQL_ASCII"):
+            migrate(services.url("postgres", "ascii"))
+    finally:
+        services.execute("DROP DATABASE ascii")

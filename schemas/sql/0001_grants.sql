@@ -19,7 +19,7 @@ GRANT INSERT, UPDATE ON innerloop.items, innerloop.catalogue_snapshots, innerloo
     innerloop.item_statistics, innerloop.user_state, innerloop.dead_letters, innerloop.meta_versions,
     innerloop.popular_items
     TO innerloop_writer;
--- History is written once; segments beyond their horizon may go.
+-- What holds from an offset may be replaced there; other history is written once, and segments beyond their horizon go.
 GRANT INSERT, UPDATE ON innerloop.activations TO innerloop_writer;
 GRANT INSERT ON innerloop.prequential, innerloop.event_ids, innerloop.seen_items
     TO innerloop_writer;
