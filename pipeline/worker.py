@@ -35,7 +35,7 @@ from pipeline.failpoints import arm, reach
 from pipeline.inbox import Inbox
 from pipeline.loop import Loop, Sources, TopicRecreated
 from pipeline.settings import Settings
-from pipeline.store import SESSION, Fenced, Store
+from pipeline.store import SESSION, Fenced, Store, StoreUnavailable
 from pipeline.support import UserTable
 from pipeline.topics import BrokerUnavailable, check_topics, end_offsets
 from pipeline.transport import stream_app
@@ -224,7 +224,8 @@ class _Worker:
         os._exit(code)  # threads of the consumer may hang on a broker that is away
 
     def _exit_code(self) -> int:
-        if self.failure is None:
+        # The database being away ends a step only when the worker is told to stop: nothing is lost by going.
+        if self.failure is None or isinstance(self.failure, StoreUnavailable):
             return OK
         known = {ConfigurationError: CONFIGURATION, Fenced: FENCED}
         code = next((code for kind, code in known.items() if isinstance(self.failure, kind)), FAILED)
