@@ -225,21 +225,14 @@ def _newcomer(stage: Stage, play: Play, worker: WorkerProcess, watch: Watch) -> 
     expected = watch.applied() + len(first)
     _send(stage, stage.settings.topic_interactions, first, interaction_record)
     _wait("the newcomer's events", worker, lambda: watch.applied() >= expected)
-    titles = _titles(stage.reader, [event["item_id"] for event in first])
     return {
         "user_id": user,
-        "lessons": [f"{title}, {event['value']:g} of 5" for title, event in zip(titles, first, strict=True)],
+        "lessons": [f"{play.titles[event['item_id']]}, {event['value']:g} of 5" for event in first],
+        "titles": play.titles,
         "before": before,
         "after": reading.recommend(stage.reader, user, LIST_LENGTH),
         "later": frozenset(event["item_id"] for event in rest),
     }
-
-
-def _titles(reader: Engine, item_ids: list[str]) -> list[str]:
-    query = text("SELECT item_id, text FROM innerloop.items WHERE item_id = ANY(:item_ids)")
-    with reader.connect() as connection:
-        found = {row.item_id: row.text for row in connection.execute(query, {"item_ids": item_ids})}
-    return [(found.get(item_id) or item_id).split(". ")[0] for item_id in item_ids]
 
 
 def _send(

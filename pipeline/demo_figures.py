@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,7 +27,9 @@ class Score:
     hits: dict[str, int] = field(default_factory=lambda: dict.fromkeys(KINDS, 0))
     by_user: dict[str, NDArray[np.float64]] = field(default_factory=dict)
 
-    def add(self, user_ids: Sequence[str], ranks: dict[str, Sequence[int]], losses: dict[str, Sequence[float]]) -> None:
+    def add(
+        self, user_ids: Sequence[str], ranks: Mapping[str, Sequence[int]], losses: Mapping[str, Sequence[float]]
+    ) -> None:
         """Add the events of one batch that belong to `users` (None: everybody)."""
         counted = [at for at, user in enumerate(user_ids) if self.users is None or user in self.users]
         self.num_events += len(counted)

@@ -57,12 +57,13 @@ class DemoFailed(Exception):
 
 @dataclass(frozen=True)
 class Play:
-    """What is trained on, what is streamed, and who is the newcomer that is held back."""
+    """What is trained on, what is streamed, who is the newcomer that is held back, and what the films are called."""
 
     fit: list[dict[str, Any]]
     stream: list[dict[str, Any]]
     unseen: frozenset[str]
     newcomer: list[dict[str, Any]]
+    titles: dict[str, str]
 
     @classmethod
     def of(cls, data: MovieLens100K, seed: int) -> Play:
@@ -71,7 +72,9 @@ class Play:
         unseen = frozenset({event["user_id"] for event in stream} - {event["user_id"] for event in fit})
         chosen = choose_user(stream, unseen, seed)
         own = [event for event in stream if event["user_id"] == chosen]
-        return cls(fit, [event for event in stream if event["user_id"] != chosen], unseen - {chosen}, own)
+        others = [event for event in stream if event["user_id"] != chosen]
+        titles = {film.item_id: film.title + (f" ({film.year})" if film.year else "") for film in data.films}
+        return cls(fit, others, unseen - {chosen}, own, titles)
 
 
 def lines(events: Iterable[dict[str, Any]]) -> Iterator[Line]:

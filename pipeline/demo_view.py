@@ -47,12 +47,14 @@ class Summary:
     before: list[Recommendation]
     after: list[Recommendation]
     later: frozenset[str]
+    titles: dict[str, str]
     seconds: float
     home: str | None
 
     def as_json(self) -> dict[str, Any]:
         """Return plain values."""
         plain = asdict(self) | {"later": sorted(self.later)}
+        del plain["titles"]
         plain["law"] = [{name: value for name, value in row.items() if name != "updated_at"} for row in plain["law"]]
         return plain
 
@@ -66,13 +68,14 @@ class Show(Protocol):
 
 @contextmanager
 def live() -> Iterator[Show]:
-    """Draw on a terminal; elsewhere print a line every few seconds."""
-    if not sys.stdout.isatty():
+    """Draw on a terminal; elsewhere print a line every few seconds. On standard error: the summary alone is output."""
+    if not sys.stderr.isatty():
         yield _Lines()
         return
+    from rich.console import Console
     from rich.live import Live
 
-    with Live(refresh_per_second=4, transient=True) as screen:
+    with Live(console=Console(stderr=True), refresh_per_second=4, transient=True) as screen:
         yield lambda moment: screen.update(_panel(moment))
 
 
@@ -89,6 +92,7 @@ class _Lines:
         print(
             f"{moment.applied:,} of {moment.total:,} events, {moment.per_second:,.0f}/s, {_fresh(moment)}, "
             f"lag {moment.lag:,}, hit rate@10: {rates}",
+            file=sys.stderr,
             flush=True,
         )
 
@@ -140,18 +144,17 @@ def text(summary: Summary) -> str:
 
 
 def _lists(summary: Summary) -> list[str]:
-    width = max((len(_title(item)) for item in summary.before), default=10)
-    lines = [f"  {'':4}{'before (popular)':{width + 2}}  after (adapted)"]
+    def title(item: Recommendation) -> str:
+        return summary.titles.get(item.item_id, item.item_id)[:44]
+
+    width = max((len(title(item)) for item in summary.before), default=10)
+    lines = [f"      {'before (popular)':{width + 2}}    after ({summary.after[0].source})"]
     for rank, (old, new) in enumerate(zip(summary.before, summary.after, strict=False), 1):
         marks = ["*" if item.item_id in summary.later else " " for item in (old, new)]
-        lines.append(f"  {rank:2}  {marks[0]} {_title(old):{width}}  {marks[1]} {_title(new)}")
+        lines.append(f"  {rank:2}  {marks[0]} {title(old):{width}}  {marks[1]} {title(new)}")
     found = [sum(item.item_id in summary.later for item in items) for items in (summary.before, summary.after)]
     lines.append(f"  * chosen by this user later on: {found[0]} of the list before, {found[1]} of the list after")
     return lines
-
-
-def _title(item: Recommendation) -> str:
-    return (item.text or item.item_id).split(". ")[0][:44]
 
 
 def _law(summary: Summary) -> list[str]:

@@ -44,7 +44,7 @@ class Trained:
     def as_text(self) -> str:
         """Return a few lines for people."""
         kept = self.registered
-        figures = [f"  {name}: {_shown(value)}" for name, value in self.report.items() if not isinstance(value, dict)]
+        figures = [f"  {name}: {_shown(value)}" for name, value in self.report.items() if _is_figure(value)]
         return "\n".join(
             [
                 f"version {kept.version} is {kept.status} ({kept.encoder}, sha256 {kept.sha256[:12]}…)",
@@ -156,5 +156,16 @@ def _provenance(settings: Settings, path: str | None, columns: Columns, seed: in
     }
 
 
+def _is_figure(value: Any) -> bool:
+    """Tables stay in the row; people get single figures and (mean, low, high)."""
+    return isinstance(value, str | int | float) or _is_interval(value)
+
+
+def _is_interval(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 3 and all(isinstance(one, float) for one in value)
+
+
 def _shown(value: Any) -> str:
+    if _is_interval(value):
+        return f"{value[0]:.4f} [{value[1]:.4f}, {value[2]:.4f}]"
     return f"{value:.4f}" if isinstance(value, float) else str(value)
