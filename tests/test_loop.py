@@ -104,7 +104,8 @@ def feed(loop: Loop, records: Sequence[Record], sizes: Iterator[int]) -> None:
 STATE = """SELECT user_id, last_offset, num_events, num_applied, support_items, support_types, adapter, adapter_events,
     top_items, top_scores, recent_ids, recent_seen, num_seen FROM innerloop.user_state ORDER BY user_id"""
 LAW = "SELECT next_offset, applied, dead_lettered, duplicates, dropped, skipped FROM innerloop.stream_position"
-RECORD = """SELECT "offset", user_id, item_id, num_events, rank_adapted, rank_start, rank_popular FROM innerloop.prequential_events ORDER BY 1"""
+RECORD = """SELECT "offset", user_id, item_id, num_events, rank_adapted, rank_start, rank_popular
+    FROM innerloop.prequential_events ORDER BY 1"""
 LOSSES = 'SELECT loss_adapted, loss_start FROM innerloop.prequential_events ORDER BY "offset"'
 
 
