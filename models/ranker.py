@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from models.inner_loop import InnerStep
 from models.item_tables import ItemTables
@@ -20,6 +21,7 @@ from models.popularity import bucket_of
 from models.top_items import best_rows
 
 BONUS_SLOTS = 20
+BONUS_SUPPORT = 20  # newest positives whose neighbours are looked up
 LOSS_LIMIT = 20.0
 
 
@@ -123,19 +125,17 @@ class Ranker:
         state after is used instead of `tasks.state`. That is possible because honest residuals need the start only.
         """
         known, rows = targets >= 0, targets.clamp(min=0)
-        _, start = self._start(tasks, priors)
         vectors = self.items.vectors[:, self._dims :]
-        own = start.gather(1, rows[:, None])
-        start = _exclude(start, tasks.excluded).scatter_(1, rows[:, None], own)
-        residual = self._inner.residual(torch.softmax(self._inner.tau * start, 1), vectors, rows)
+        start = _contested(self._start(tasks, priors)[1], tasks.excluded, rows)
+        prediction = torch.softmax(self._inner.tau * start, 1)
+        residual = self._inner.residual(prediction, vectors, rows)
         before, after = self._carry(tasks, residual, known, previous)
         adapted = start + self._deviation(*before, tasks.num_events) @ vectors.T
-        popular = priors[tasks.prior_rows]
-        popular = popular.masked_fill(start == -torch.inf, -torch.inf)
+        popular = _contested(priors[tasks.prior_rows], tasks.excluded, rows)
         return Step(
             *after,
-            loss_adapted=self._loss(adapted, rows, known),
-            loss_start=self._loss(start, rows, known),
+            loss_adapted=_loss(torch.softmax(self._inner.tau * adapted, 1), rows, known),
+            loss_start=_loss(prediction, rows, known),
             rank_adapted=_rank(adapted, rows) * known,
             rank_start=_rank(start, rows) * known,
             rank_popular=_rank(popular, rows) * known,
@@ -156,19 +156,27 @@ class Ranker:
         return rows, weights[..., None] * self._decays[-rows.shape[1] :]
 
     def _serve(self, tasks: TaskBatch, priors: Tensor) -> tuple[Served, Tensor]:
-        """Build the served form, and what the start gives to all items [U, N + 1] without the bonus list."""
+        """Build the served form, and what the start gives to all items without the bonus list: [U, W], W > N.
+
+        Columns from N on are for what names no item. W fills whole cache lines: faster, and rows stay bit-equal
+        wherever they stand in the chunk.
+        """
         weights = self._weights[bucket_of(tasks.num_events)]
         rows, gains = self._support(tasks)
-        item_in = self.items.item_in[rows].view(*rows.shape, -1, self._dims)
-        vectors = torch.einsum("usp,uspd->upd", gains, item_in)
+        parts = [
+            functional.embedding_bag(rows, table, per_sample_weights=gains[..., p].contiguous(), mode="sum")
+            for p, table in enumerate(self.items.item_in)
+        ]
+        vectors = torch.stack(parts, 1)
         spread = (gains.square() * self.items.spread[rows]).sum(1)
         deviation = (vectors.square().sum(2) + spread).sqrt()
         # a part that says nothing about a user (no support) has weight zero
         scale = torch.where(deviation > 0, weights[:, 1:] / deviation.clamp(min=1e-12), 0.0)
         start = torch.einsum("up,upd->ud", scale, vectors)
-        plain = priors.new_empty(len(rows), self.items.num_items + 1)
-        torch.mm(start, self.items.vectors[:, : self._dims].T, out=plain[:, :-1])
-        plain[:, :-1] += weights[:, :1] * priors[tasks.prior_rows]
+        num_items = self.items.num_items
+        plain = priors.new_zeros(len(rows), (num_items // 16 + 1) * 16)
+        torch.mm(start, self.items.vectors[:, : self._dims].T, out=plain[:, :num_items])
+        plain[:, :num_items] += weights[:, :1] * priors[tasks.prior_rows]
         bonus = self._bonus(rows, gains * scale[:, None], plain, tasks.excluded)
         return Served(
             start, self._deviation(tasks.state, tasks.state_events, tasks.num_events), weights[:, 0], *bonus
@@ -176,14 +184,15 @@ class Ranker:
 
     def _bonus(self, rows: Tensor, gains: Tensor, plain: Tensor, excluded: Tensor) -> tuple[Tensor, Tensor]:
         """Sum what the support's neighbours add beyond D dimensions; keep it for the items that end up highest."""
-        values = torch.einsum("usp,usmp->usm", gains, self.items.neighbour_values[rows])
-        bonus = torch.zeros_like(plain)
-        bonus.scatter_add_(1, self.items.neighbour_items[rows].flatten(1), values.flatten(1))
-        bonus[:, -1] = 0.0
-        total = torch.where(bonus != 0, plain + bonus, -torch.inf)
-        highest = _exclude(total, excluded).topk(min(BONUS_SLOTS, plain.shape[1]))
-        kept = highest.values > -torch.inf
-        items = torch.where(kept, highest.indices, self.items.num_items)
+        newest = rows[:, -BONUS_SUPPORT:]
+        values = self.items.neighbour_values[newest].view(*newest.shape, gains.shape[2], -1)
+        values = (values * gains[:, -BONUS_SUPPORT:, :, None]).sum(2)
+        bonus, num_items = torch.zeros_like(plain), self.items.num_items
+        bonus.scatter_add_(1, self.items.neighbour_items[newest].flatten(1), values.flatten(1))
+        total = _exclude(plain + bonus, excluded)
+        total[:, num_items:], bonus[:, num_items:] = -torch.inf, 0.0
+        highest = total.topk(min(BONUS_SLOTS, plain.shape[1]))
+        items = torch.where(highest.values > -torch.inf, highest.indices, num_items)
         return items, bonus.gather(1, items)
 
     def _deviation(self, state: Tensor, state_events: Tensor, num_events: Tensor) -> Tensor:
@@ -194,7 +203,7 @@ class Ranker:
     def _start(self, tasks: TaskBatch, priors: Tensor) -> tuple[Served, Tensor]:
         """Compute the start's logits [U, N] from the served form, nothing excluded."""
         served, plain = self._serve(tasks, priors)
-        return served, plain.scatter_add_(1, served.bonus_items, served.bonus)[:, :-1]
+        return served, plain.scatter_add_(1, served.bonus_items, served.bonus)[:, : self.items.num_items]
 
     def _carry(
         self, tasks: TaskBatch, residual: Tensor, known: Tensor, previous: Tensor | None
@@ -212,10 +221,17 @@ class Ranker:
             counts_after[rows] = counts[rows] + known[rows].long()
         return (before, counts), (after, counts_after)
 
-    def _loss(self, logits: Tensor, rows: Tensor, known: Tensor) -> Tensor:
-        scaled = self._inner.tau * logits
-        loss = torch.logsumexp(scaled, 1) - scaled.gather(1, rows[:, None])[:, 0]
-        return torch.where(known, loss.clamp(max=LOSS_LIMIT), LOSS_LIMIT)
+
+def _loss(prediction: Tensor, rows: Tensor, known: Tensor) -> Tensor:
+    """Cross-entropy [U] of a prediction [U, N], capped."""
+    mass = prediction.gather(1, rows[:, None])[:, 0]
+    return torch.where(known, -torch.log(mass.clamp(min=1e-30)), LOSS_LIMIT).clamp(max=LOSS_LIMIT)
+
+
+def _contested(scores: Tensor, excluded: Tensor, rows: Tensor) -> Tensor:
+    """Exclude in place, but never the item in question."""
+    own = scores.gather(1, rows[:, None])
+    return _exclude(scores, excluded).scatter_(1, rows[:, None], own)
 
 
 def _exclude(scores: Tensor, excluded: Tensor) -> Tensor:
@@ -240,8 +256,13 @@ def _by_depth(previous: Tensor) -> list[Tensor]:
 
 
 def _rank(scores: Tensor, rows: Tensor) -> Tensor:
-    """1-based rank [U] of the items in rows [U]; equal scores are ordered by row."""
-    own = scores.gather(1, rows[:, None])
-    ahead = (scores > own).sum(1)
-    before = torch.arange(scores.shape[1], device=scores.device) < rows[:, None]
-    return 1 + ahead + ((scores == own) & before).sum(1)
+    """1-based rank [U] of the items in rows [U]; equal scores are ordered by row.
+
+    Comparisons are written as floats: three times faster than summing booleans, and exact up to 16 million items.
+    """
+    own, columns = scores.gather(1, rows[:, None]), torch.arange(scores.shape[1], device=scores.device)
+    flags = torch.empty(scores.shape, dtype=torch.float32, device=scores.device)
+    ahead = torch.gt(scores, own, out=flags).sum(1)
+    before = torch.lt(columns, rows[:, None], out=torch.empty_like(flags))
+    level = torch.eq(scores, own, out=flags).mul_(before).sum(1)
+    return 1 + (ahead + level).long()
