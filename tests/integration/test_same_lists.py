@@ -40,8 +40,8 @@ def worker(broker: str, database: Database, home: Path) -> Iterator[None]:
     command = [sys.executable, "-m", "pipeline.cli", "worker"]
     with open(home / "worker.log", "wb") as log:
         process = subprocess.Popen(command, env=os.environ | variables, stdout=subprocess.PIPE, stderr=log)
+        assert process.stdout is not None
         try:
-            assert process.stdout is not None
             line = process.stdout.readline()
             assert b'"ready"' in line, (home / "worker.log").read_text()
             yield
