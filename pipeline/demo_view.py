@@ -118,9 +118,11 @@ def _panel(moment: Moment) -> Any:
     table.add_row("events/s", f"{moment.per_second:,.0f}", "")
     table.add_row("freshness", _fresh(moment).removeprefix("freshness "), "event → scores in Postgres")
     table.add_row("lag", f"{moment.lag:,}", "sent, not yet in Postgres")
-    for kind in KINDS:
-        rate = moment.score.rate(kind)
-        table.add_row(NAMES[kind], ProgressBar(0.2, min(rate, 0.2), width=42), f"{rate:.3f}")
+    rates = {kind: moment.score.rate(kind) for kind in KINDS}
+    # Bars compare the three lists with each other; how good a hit rate can be differs from stream to stream.
+    widest = 1.1 * max(rates.values()) or 1.0
+    for kind, rate in rates.items():
+        table.add_row(NAMES[kind], ProgressBar(widest, rate, width=42), f"{rate:.3f}")
     note = "hit rate@10 of the next item, each list made before the event was learnt"
     return Panel(table, title="innerloop: clicks in, adapted scores out", subtitle=note, width=100)
 
