@@ -118,9 +118,7 @@ class Store:
             if self._connection is None:
                 self._connection = self._open()
             yield self._connection.cursor()
-            reach("before_commit")
             self._connection.commit()
-            reach("after_commit")
         except (psycopg2.Error, DBAPIError) as error:
             self.close()
             cause = error.orig if isinstance(error, DBAPIError) else error
@@ -205,6 +203,8 @@ class Store:
             _write_popular(cursor, topic, outcome.popular, outcome.version)
             if len(outcome.prequential.offset):
                 cursor.copy_expert(COPY_PREQUENTIAL, prequential_copy(outcome, recorded_at=time.time()))
+            reach("before_commit")
+        reach("after_commit")
         _mark_saved(outcome.statistics)
 
     def activate(

@@ -24,6 +24,9 @@ from pipeline.chunks import Chunk, Fetch, Record
 
 # Faust asks for 1,500; a broker that answers an idle long poll late (Tansu) would add as much to every event.
 FETCH_MAX_WAIT_MS = 50
+# A broker that has just come back may name no partitions yet. The group's leader then assigns none, until it looks
+# again: after five minutes by default.
+METADATA_MAX_AGE_MS = 3000
 
 
 Positions = Callable[[set[TP]], Awaitable[Mapping[TP, int]]]
@@ -149,6 +152,7 @@ def stream_app(
         broker_heartbeat_interval=min(0.5, session_timeout_seconds / 4),
         broker_commit_interval=1.0,
         broker_max_poll_records=max_records,
+        consumer_metadata_max_age_ms=METADATA_MAX_AGE_MS,
         stream_buffer_maxsize=2,
         stream_wait_empty=False,
         autodiscover=False,
