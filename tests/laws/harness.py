@@ -147,6 +147,12 @@ def send(broker: str, stream: Sequence[Message]) -> None:
         feeder.finish()
 
 
+def memory_kib(process_id: int) -> int:
+    """Resident memory of a process."""
+    status = pathlib.Path(f"/proc/{process_id}/status").read_text()
+    return int(status.split("VmRSS:")[1].split()[0])
+
+
 class Launcher:
     """Starts workers; see `launcher.py`. They are its children, so it is asked how they ended."""
 

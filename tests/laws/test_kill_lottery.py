@@ -48,7 +48,9 @@ def lottery(
                 fleet.kill(draw)
         feeder.finish()
         fleet.wait_until_caught_up()
-    assert set(fleet.exits) <= {FENCED}, fleet.ends
+    for code, end in zip(fleet.exits, fleet.ends, strict=True):
+        # A broker that goes between our check and Faust's own start ends the worker; its next life waits.
+        assert code == FENCED or (kafka and "Unable to bootstrap" in end), end
     log = assert_law(deployment, sent)
     assert_as_twin(deployment, log, twin)
     gc.collect()
