@@ -49,8 +49,8 @@ format: $(STAMP) ## rewrite the code in its format
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix-only .
 
-bench: $(STAMP) ## the benchmarks
-	$(BIN)/pytest -m bench -s --timeout 3600 tests/benchmarks $(ARGS)
+bench: $(STAMP) ## what it costs and where it stops (ARGS=--quick, or names: ARGS="inner-step write-path")
+	$(BIN)/python -m tests.benchmarks $(ARGS)
 
 referee: $(STAMP) ## write the file that the stream referee judges to OUT
 	mkdir -p $(OUT)

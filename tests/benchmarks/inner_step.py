@@ -1,0 +1,272 @@
+"""(b) The inner step with gather and state update, and the top 50, for all users of a batch at once.
+
+Three things are measured, each beside the same mathematics user by user in the same run:
+
+* the step alone: a user's start vector → softmax over the whole catalogue → honest residual → state → deviation,
+  states gathered from and scattered into a table of users;
+* `Ranker.step` as the worker calls it: the start built from 60 support items and the bonus list, losses and ranks too;
+* the best 50 of the catalogue by `best_rows`, the matrix product included.
+
+Every result is compared with the same in float64. Letters: U users, S support slots, N items, D and F dimensions.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from models import ranker as ranker_module
+from models.inner_loop import InnerStep
+from models.item_tables import ItemTables
+from models.meta_parameters import MetaParameters
+from models.popularity import NUM_BUCKETS, bucket_of
+from models.ranker import Ranker, Step, TaskBatch
+from models.top_items import best_rows
+from tests.benchmarks.measuring import medians, table
+from tests.benchmarks.scene import NUM_ITEMS, SUPPORT_SIZE, TOP_N, catalogue, one_thread, parameters
+
+TABLE_USERS = 20_000
+TOLERANCE = 1e-6
+CHUNK = 64  # as the worker
+
+
+@dataclass
+class Users:
+    """Users of a table [T, …] and one event of U of them, in the precision of `start`."""
+
+    start: Tensor
+    prior: Tensor
+    state: Tensor
+    count: Tensor
+    num_events: Tensor
+    slots: Tensor
+    targets: Tensor
+
+    def copy(self, dtype: torch.dtype = torch.float32) -> Users:
+        """The same users, to be changed apart."""
+        return Users(
+            self.start.to(dtype), self.prior.to(dtype), self.state.to(dtype, copy=True), self.count.clone(),
+            self.num_events, self.slots, self.targets,
+        )  # fmt: skip
+
+
+def draw_users(values: MetaParameters, num_users: int, device: str) -> Users:
+    """U distinct users of a table of TABLE_USERS, in random places, with some history."""
+    draw = torch.Generator().manual_seed(1)
+    num_items, dims = values.item_out.shape
+    users = Users(
+        start=torch.randn(TABLE_USERS, dims, generator=draw),
+        prior=torch.randn(num_items, generator=draw),
+        state=torch.randn(TABLE_USERS, values.item_factors.shape[1], generator=draw) * 0.1,
+        count=torch.randint(0, 50, (TABLE_USERS,), generator=draw),
+        num_events=torch.randint(1, 80, (TABLE_USERS,), generator=draw),
+        slots=torch.randperm(TABLE_USERS, generator=draw)[:num_users],
+        targets=torch.randint(0, num_items, (num_users,), generator=draw),
+    )
+    return Users(**{name: tensor.to(device) for name, tensor in vars(users).items()})
+
+
+def inner_step(values: MetaParameters, device: str, dtype: torch.dtype = torch.float32) -> InnerStep:
+    """The step of these parameters, in float32 as served or in float64 as a reference."""
+    return InnerStep(
+        metric=values.metric.to(device, dtype),
+        precision=values.precision.to(device, dtype),
+        residual_mean=values.residual_mean.to(device, dtype),
+        tau=values.tau,
+        discount=values.discount,
+        trust_radius=values.trust_radius,
+        step_from=values.step_from,
+    )
+
+
+def batched(inner: InnerStep, tables: tuple[Tensor, Tensor], users: Users, chunk: int = CHUNK) -> Tensor:
+    """Deviations [U, F]; the states of the table move."""
+    out, factors = tables
+    deviations = []
+    for slots, targets in zip(torch.split(users.slots, chunk), torch.split(users.targets, chunk), strict=True):
+        prediction = torch.softmax(inner.tau * torch.addmm(users.prior, users.start[slots], out.T), 1)
+        users.state[slots] = state = inner.learn(users.state[slots], inner.residual(prediction, factors, targets))
+        users.count[slots] = count = users.count[slots] + 1
+        deviations.append(inner.deviation(state, count, users.num_events[slots]))
+    return torch.cat(deviations)
+
+
+def user_by_user(inner: InnerStep, tables: tuple[Tensor, Tensor], users: Users) -> Tensor:
+    """The same, written as one writes it for one user."""
+    out, factors = tables
+    deviations = []
+    for slot, target in zip(users.slots.tolist(), users.targets.tolist(), strict=True):
+        prediction = torch.softmax(inner.tau * (out @ users.start[slot] + users.prior), 0)
+        state = inner.discount * users.state[slot] + factors[target] - prediction @ factors - inner.residual_mean
+        users.state[slot] = state
+        users.count[slot] += 1
+        count = int(users.count[slot])
+        weight = float(count) if inner.discount == 1 else (1 - inner.discount**count) / (1 - inner.discount)
+        step = state / (weight * inner.metric + inner.precision) / inner.tau
+        length = float(inner.tau * (step.square() @ inner.metric).sqrt())
+        scale = min(1.0, inner.trust_radius / max(length, 1e-6 * inner.tau))
+        deviations.append(step * (scale if int(users.num_events[slot]) >= inner.step_from else 0.0))
+    return torch.stack(deviations)
+
+
+def tasks_of(num_users: int, values: MetaParameters, device: str) -> tuple[TaskBatch, Tensor, Tensor]:
+    """Users with full support sets, the priors of one epoch [B, N], and a target each."""
+    draw = torch.Generator().manual_seed(2)
+    num_items = len(values.item_ids)
+    num_events = torch.randint(SUPPORT_SIZE, 2 * SUPPORT_SIZE, (num_users,), generator=draw)
+    support = torch.randint(0, num_items, (num_users, SUPPORT_SIZE), generator=draw)
+    tasks = TaskBatch(
+        support=support,
+        weights=torch.ones(num_users, SUPPORT_SIZE),
+        num_events=num_events,
+        state=torch.randn(num_users, values.item_factors.shape[1], generator=draw) * 0.1,
+        state_events=num_events - 1,
+        excluded=support,
+        prior_rows=bucket_of(num_events),
+    )
+    priors = torch.randn(NUM_BUCKETS, num_items, generator=draw)
+    targets = torch.randint(0, num_items, (num_users,), generator=draw)
+    return _mapped(tasks, lambda column: column.to(device)), priors.to(device), targets.to(device)
+
+
+def in_chunks(ranker: Ranker, work: tuple[TaskBatch, Tensor, Tensor], chunk: int) -> list[Step]:
+    """`Ranker.step` over all users, `chunk` at a time."""
+    tasks, priors, targets = work
+    steps = []
+    for first in range(0, len(targets), chunk):
+        rows = slice(first, first + chunk)
+        steps.append(ranker.step(_mapped(tasks, lambda column: column[rows]), priors, targets[rows]))  # noqa: B023
+    return steps
+
+
+def _mapped(tasks: TaskBatch, change: Callable[[Tensor], Tensor]) -> TaskBatch:
+    return TaskBatch(**{name: change(column) for name, column in vars(tasks).items()})
+
+
+def tables_of(values: MetaParameters, items: ItemTables) -> tuple[Tensor, Tensor]:
+    """Out-vectors [N, D] and inner factors [N, F]."""
+    out, factors = torch.split(items.vectors, [values.item_out.shape[1], values.item_factors.shape[1]], 1)
+    return out, factors
+
+
+def double_ranker(values: MetaParameters, items: ItemTables) -> Ranker:
+    """The ranker in float64."""
+
+    def precise(tensor: Tensor) -> Tensor:
+        return tensor.double() if tensor.is_floating_point() else tensor
+
+    tensors: dict[str, Any] = {name: precise(tensor) for name, tensor in values.tensors().items()}
+    doubled = replace(values, **tensors)
+    return Ranker(doubled, ItemTables(**{name: precise(tensor) for name, tensor in vars(items).items()}))
+
+
+def check_step(values: MetaParameters, items: ItemTables, users: Users, device: str) -> float:
+    """Largest difference from float64, relative to the largest value; batched and user by user. At most TOLERANCE."""
+    tables = tables_of(values, items)
+    precise = tables[0].double(), tables[1].double()
+    reference = users.copy(torch.float64)
+    expected = batched(inner_step(values, device, torch.float64), precise, reference, chunk=len(users.slots))
+    worst = 0.0
+    for compute in (batched, user_by_user):
+        mine = users.copy()
+        found = compute(inner_step(values, device), tables, mine)
+        worst = max(worst, _difference(found, expected), _difference(mine.state, reference.state))
+        assert torch.equal(mine.count, reference.count)
+    assert worst <= TOLERANCE, f"the inner step is {worst:.1e} away from float64"
+    return worst
+
+
+def check_ranker(values: MetaParameters, items: ItemTables, work: tuple[TaskBatch, Tensor, Tensor]) -> float:
+    """The same for `Ranker.step`: states and losses."""
+    tasks, priors, targets = work
+    precise = _mapped(tasks, lambda column: column.double() if column.is_floating_point() else column)
+    expected = in_chunks(double_ranker(values, items), (precise, priors.double(), targets), len(targets))[0]
+    found = in_chunks(Ranker(values, items), work, CHUNK)
+    worst = max(
+        _difference(torch.cat([getattr(step, name) for step in found]), getattr(expected, name))
+        for name in ("state", "loss_adapted", "loss_start")
+    )
+    assert worst <= TOLERANCE, f"Ranker.step is {worst:.1e} away from float64"
+    return worst
+
+
+def _difference(found: Tensor, expected: Tensor) -> float:
+    return float((found.double() - expected).abs().max() / expected.abs().max().clamp(min=1.0))
+
+
+def measure(
+    num_items: int, *, num_users: int, repeats: int, device: str = "cpu", chunk: int = CHUNK
+) -> list[list[str]]:
+    """Rows of the table for one catalogue size: users per second of this core (wall time on another device)."""
+    values = parameters(num_items)
+    items = catalogue(values, device).tables
+    users = draw_users(values, num_users, device)
+    tables = tables_of(values, items)
+    work, ranker = tasks_of(num_users, values, device), Ranker(values, items)
+    few = tasks_of(max(8, num_users // 32), values, device)
+    inner, one = inner_step(values, device), replace_slots(users, max(8, num_users // 32))
+    vectors, queries = items.vectors, torch.cat([users.start, users.state], 1)[users.slots]
+
+    def top() -> None:
+        for rows in torch.split(queries, chunk):
+            best_rows(rows @ vectors.T, TOP_N)
+
+    def top_by_user() -> None:
+        for row in queries[: len(one.slots)]:
+            (vectors @ row).topk(TOP_N)
+
+    cuda = device != "cpu"
+
+    def clock() -> float:
+        if cuda:
+            torch.cuda.synchronize()
+        return time.perf_counter() if cuda else time.process_time()
+
+    seconds = medians(
+        {
+            "step": lambda: batched(inner, tables, users, chunk),
+            "step, user by user": lambda: user_by_user(inner, tables, one),
+            "ranker": lambda: in_chunks(ranker, work, chunk),
+            "ranker, user by user": lambda: in_chunks(ranker, few, 1),
+            "top": top,
+            "top, user by user": top_by_user,
+        },
+        repeats=repeats,
+        clock=clock,
+    )
+    differences = check_step(values, items, users, device), check_ranker(values, items, few)
+    rows = []
+    for name, title, off in (
+        ("step", "inner step", f"{differences[0]:.0e}"),
+        ("ranker", "Ranker.step (start from support, losses, ranks)", f"{differences[1]:.0e}"),
+        ("top", f"top {TOP_N}, matrix product included", "exact"),
+    ):
+        mine, other = num_users / seconds[name], len(one.slots) / seconds[f"{name}, user by user"]
+        rows.append([title, f"{num_items:,}", f"{mine:,.0f}", f"{other:,.0f}", f"{mine / other:.1f}x", off])
+    return rows
+
+
+def replace_slots(users: Users, num_users: int) -> Users:
+    """The first users only."""
+    return replace(users, slots=users.slots[:num_users], targets=users.targets[:num_users])
+
+
+COLUMNS = ("work, chunks of 64", "items", "users/s", "user by user", "ratio", "from float64")
+
+
+def main(arguments: argparse.Namespace) -> None:
+    """Print the table."""
+    one_thread()
+    rows = []
+    for num_items in (300,) if arguments.quick else (NUM_ITEMS, 10_000):
+        num_users, repeats = (128, 1) if arguments.quick else (2048, 7)
+        rows += measure(num_items, num_users=num_users, repeats=repeats)
+    print(table("(b) inner loop, users per CPU-second of one core (median of interleaved runs)", COLUMNS, rows))
+    if not hasattr(ranker_module, "sampled"):
+        print("sampled candidates: not there, the worker scores the whole catalogue")

@@ -1,0 +1,187 @@
+"""What every measurement stands on: parameters of the shapes that meta-training gives, a catalogue, a live database."""
+
+from __future__ import annotations
+
+import pathlib
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+
+import psycopg2
+import torch
+from kafka.partitioner.default import murmur2
+
+from models.encoder import HashedBagOfWords
+from models.item_fitting import PARTS
+from models.meta_parameters import NUM_BUCKETS, MetaParameters
+from models.table_fitting import NUM_DIMS, NUM_FACTORS, NUM_NEIGHBOURS
+from pipeline import embedded_broker, embedded_database, registry, topics
+from pipeline.adaptation import Adaptation, Types
+from pipeline.catalogue import Catalogue, ListedItem, build_catalogue
+from pipeline.chunks import Chunk
+from pipeline.loop import Loop, Sources
+from pipeline.settings import Settings
+from pipeline.store import SESSION, Store
+from pipeline.support import UserTable
+from pipeline.synthetic_messages import encoded_chunks
+from pipeline.topics import topic_configs
+from schemas.database import connect_engine, migrate
+from schemas.events import parse_interaction
+from tests.factories import NOW_MS, Record, meta_parameters
+
+ENCODER = HashedBagOfWords(64)
+NUM_ITEMS, NUM_USERS, NUM_PARTITIONS, SUPPORT_SIZE, TOP_N = 1682, 100_000, 4, 60, 50
+TOPIC = "interactions"
+
+
+def item_ids(num_items: int) -> list[str]:
+    return [f"item-{number:05d}" for number in range(num_items)]
+
+
+def parameters(num_items: int = NUM_ITEMS, *, seed: int = 0) -> MetaParameters:
+    """Random, in the shapes and about the magnitudes that meta-training gives, inner step on."""
+    n, d, p, f, m = num_items, NUM_DIMS, len(PARTS), NUM_FACTORS, NUM_NEIGHBOURS
+    draw = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=draw)
+
+    return meta_parameters(
+        item_ids(n),
+        text_dim=ENCODER.size,
+        encoder=ENCODER.name,
+        parts=PARTS,
+        support_size=SUPPORT_SIZE,
+        item_out=normal(n, d) / d**0.5,
+        item_in=normal(n, p, d),
+        item_spread=normal(n, p).abs() * 0.1,
+        neighbour_items=torch.randint(0, n, (n, m), generator=draw),
+        neighbour_values=normal(n, m, p) * 0.1,
+        item_factors=normal(n, f) / f**0.5,
+        item_events=torch.full((n,), 50.0),
+        residual_mean=normal(f) * 0.01,
+        metric=torch.linspace(1.0, 0.1, f) / f,
+        precision=torch.full((f,), 3.0),
+        text_map=normal(ENCODER.size + 1, d + p * d + f) * 0.1,
+        part_decays=torch.tensor([0.99, 0.9, 0.7, 0.99]),
+        part_weights=torch.tensor([[1.0] + [0.5] * p]).repeat(NUM_BUCKETS, 1),
+        calibration=torch.tensor([[1.5, -7.0]]).repeat(NUM_BUCKETS, 1),
+        counts=normal(NUM_BUCKETS, n).abs() * 10,
+    )
+
+
+def catalogue(values: MetaParameters, device: str = "cpu") -> Catalogue:
+    """Every trained item, listed."""
+    items = [ListedItem(name, number, name, True, True) for number, name in enumerate(values.item_ids, 1)]
+    return build_catalogue(1, items, ENCODER.encode([item.text for item in items]).to(device), values)
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """A broker and a migrated database with a catalogue and a live version, as a worker finds them."""
+
+    home: pathlib.Path
+    broker: str
+    owner_url: str
+    writer_url: str
+    reader_url: str
+    database_pid: int
+
+    def environment(self, **more: object) -> dict[str, str]:
+        values = {
+            "broker": self.broker,
+            "database_url": self.writer_url,
+            "home": self.home,
+            "encoder": f"hashed:{ENCODER.size}",
+            "partitions": NUM_PARTITIONS,
+            "support_size": SUPPORT_SIZE,
+            "top_n": TOP_N,
+            **more,
+        }
+        return {f"INNERLOOP_{name.upper()}": str(value) for name, value in values.items()}
+
+
+@contextmanager
+def deployment(*, num_items: int = NUM_ITEMS, with_broker: bool = True) -> Iterator[Deployment]:
+    """The embedded parts as `innerloop services up` starts them; commit times are tracked to measure freshness."""
+    folder = pathlib.Path(tempfile.mkdtemp(prefix="innerloop-bench-"))
+    try:
+        socket_folder = embedded_database.start(folder, {"track_commit_timestamp": "on"})
+        owner, writer, reader = (embedded_database.url(socket_folder, login) for login in embedded_database.LOGINS)
+        migrate(owner)
+        _fill(owner, folder, parameters(num_items))
+        broker = embedded_broker.start(folder) if with_broker else ""
+        if broker:
+            topics.ensure_topics(broker, topic_configs(Settings.load()), NUM_PARTITIONS)
+        process_id = embedded_database.daemon(folder).pid()
+        assert process_id is not None
+        yield Deployment(folder, broker, owner, writer, reader, process_id)
+    finally:
+        embedded_broker.stop(folder)
+        embedded_database.stop(folder)
+        shutil.rmtree(folder)
+
+
+def _fill(owner_url: str, home: pathlib.Path, values: MetaParameters) -> None:
+    with closing(psycopg2.connect(owner_url)) as connection, connection.cursor() as cursor:
+        cursor.execute("INSERT INTO innerloop.catalogue_snapshots DEFAULT VALUES")
+        cursor.execute(
+            "INSERT INTO innerloop.items (item_id, text, snapshot) SELECT name, name, 1 FROM unnest(%s) AS name",
+            (list(values.item_ids),),
+        )
+        connection.commit()
+    engine = connect_engine(owner_url)
+    registry.register(engine, home, values, metrics={}, provenance={})
+    engine.dispose()
+
+
+def make_loop(writer_url: str, values: MetaParameters, *, capacity: int = 50_000) -> Loop:
+    """A worker's loop in this process, holding all partitions from offset 0."""
+    table = UserTable(capacity, support_size=SUPPORT_SIZE, state_size=0, id_horizon=1000, seen_horizon=2000)
+    loop = Loop(
+        Store(connect_engine(writer_url, options=SESSION), id_horizon=1000, seen_horizon=2000),
+        Adaptation(table, Types.of({}), top_n=TOP_N),
+        Sources(lambda _: values, lambda texts, _: ENCODER.encode(texts)),
+        topics=(TOPIC, "items"),
+        parse=parse_interaction,
+        dead_letter_limit=(0.5, 1000),
+        accept_data_gap=False,
+    )
+    loop.wait_for_version()
+    loop.take_over({(TOPIC, partition): (0, 10**9) for partition in range(NUM_PARTITIONS)})
+    return loop
+
+
+def batches(
+    num_events: int,
+    *,
+    size: int,
+    users: int = NUM_USERS,
+    num_items: int = NUM_ITEMS,
+    activity: float | None = 1.0,
+    ends: list[int] | None = None,
+) -> Iterator[list[Chunk]]:
+    """Encoded clicks as a worker's micro-batches, partitioned by user as Kafka would; `ends` goes on behind others."""
+    ends = ends or [0] * NUM_PARTITIONS
+    ids = item_ids(num_items)
+    for keys, values in encoded_chunks(num_events, users=users, item_ids=ids, activity=activity, chunk=size):
+        rows: list[list[Record]] = [[] for _ in ends]
+        for key, value in zip(keys, values, strict=True):
+            partition = partition_of(key)
+            rows[partition].append(Record(TOPIC, partition, ends[partition] + len(rows[partition]), NOW_MS, key, value))
+        chunks = [Chunk(TOPIC, p, ends[p], ends[p] + len(part), part) for p, part in enumerate(rows) if part]
+        ends[:] = [end + len(part) for end, part in zip(ends, rows, strict=True)]
+        yield chunks
+
+
+def partition_of(key: bytes) -> int:
+    """Kafka's default partitioner."""
+    return int((murmur2(key) & 0x7FFFFFFF) % NUM_PARTITIONS)
+
+
+def one_thread() -> None:
+    """As a worker computes."""
+    torch.set_num_threads(1)
+    torch.set_flush_denormal(True)
