@@ -1,10 +1,11 @@
 """PostgreSQL's binary COPY format, built by numpy for thousands of rows at once.
 
-A column is an array with one row per tuple, or `Ragged`: a padded matrix with the length of each row. Every field is
-laid out in a byte matrix of its largest width with a mask of the bytes that count; one boolean selection then packs
-them. No Python object is made per value.
+A column is an array with one row per tuple, or `Ragged`: a padded matrix with the length of each row. All fields are
+laid out in one byte matrix, each at the width of its column's longest; then the bytes that count are cut out, one
+slice per ragged field. No Python object is made per value.
 
 Format: https://www.postgresql.org/docs/current/sql-copy.html, "Binary Format", and `array_send` for arrays.
+Letters: U rows, X elements, W bytes of a column's longest field, its length word included.
 """
 
 from __future__ import annotations
@@ -12,12 +13,13 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 Bytes = NDArray[np.uint8]
-Mask = NDArray[np.bool_]
+Counts = NDArray[np.int64]
 
 # element type → (numpy big-endian type, type oid)
 INT2, INT4, INT8 = (">i2", 21), (">i4", 23), (">i8", 20)
@@ -25,6 +27,8 @@ FLOAT4, FLOAT8 = (">f4", 700), (">f8", 701)
 TEXT_OID = 25
 _HEADER = b"PGCOPY\n\xff\r\n\0" + bytes(8)
 _TRAILER = b"\xff\xff"
+_WORD = 4  # bytes of a length
+_ARRAY_HEAD, _EMPTY_ARRAY = 20, 12  # bytes; an empty array has no dimensions
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,10 +38,16 @@ class Scalar:
     values: NDArray[np.generic]
     kind: tuple[str, int]
 
-    def fields(self) -> tuple[Bytes, Mask | None]:
-        """Give the rows' bytes [U, W], lengths included, and which of them count (None: all)."""
-        body = _as_bytes(self.values[:, None], self.kind[0])
-        return _with_length(body, np.full(len(body), body.shape[1])), None
+    @property
+    def width(self) -> int:
+        """W."""
+        return _WORD + np.dtype(self.kind[0]).itemsize
+
+    def fill(self, block: Bytes) -> Counts | None:
+        """Lay the fields out in the block [U, W]; gives how many bytes of each count (None: all)."""
+        fields = _as_records(block, [("length", ">i4"), ("value", self.kind[0])])
+        fields["length"], fields["value"] = self.width - _WORD, self.values[:, None]
+        return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,61 +59,69 @@ class Ragged:
     kind: tuple[str, int]
     right: bool = False
 
-    def fields(self) -> tuple[Bytes, Mask | None]:
-        """Give the rows' bytes [U, W], lengths included, and which of them count (None: all)."""
-        num_rows, width = self.values.shape
-        size = np.dtype(self.kind[0]).itemsize
-        elements = np.empty((num_rows, width, 4 + size), np.uint8)
-        elements[:, :, :4] = np.frombuffer(size.to_bytes(4, "big"), np.uint8)
-        elements[:, :, 4:] = _as_bytes(self.values, self.kind[0]).reshape(num_rows, width, size)
-        head = np.zeros((num_rows, 5), ">i4")
-        head[:, 0], head[:, 2], head[:, 4] = self.lengths > 0, self.kind[1], 1
-        head[:, 3] = self.lengths
-        head_width = np.where(self.lengths > 0, 20, 12)  # an empty array has no dimensions: 12 bytes
-        body = np.concatenate([head.view(np.uint8).reshape(num_rows, 20), elements.reshape(num_rows, -1)], 1)
-        keep = np.ones(body.shape, bool)
-        keep[:, 12:20] = (self.lengths > 0)[:, None]
-        place = np.arange(width)[None]
-        kept = place >= width - self.lengths[:, None] if self.right else place < self.lengths[:, None]
-        keep[:, 20:] = np.repeat(kept, 4 + size, axis=1)
-        lengths = head_width + self.lengths * (4 + size)
-        return _with_length(body, lengths), np.concatenate([np.ones((num_rows, 4), bool), keep], 1)
+    @property
+    def width(self) -> int:
+        """W."""
+        return _WORD + _ARRAY_HEAD + int(self.lengths.max(initial=0)) * self._element
+
+    @property
+    def _element(self) -> int:
+        return _WORD + np.dtype(self.kind[0]).itemsize
+
+    def fill(self, block: Bytes) -> Counts | None:
+        """Lay the fields out in the block [U, W]; gives how many bytes of each count (None: all)."""
+        lengths = self.lengths.astype(np.int64)
+        used = np.where(lengths > 0, _ARRAY_HEAD + lengths * self._element, _EMPTY_ARRAY)
+        head = _as_records(block[:, : _WORD + _ARRAY_HEAD], [("words", ">i4", (6,))])["words"][:, 0]
+        # dimensions, flags, element type; then elements in the one dimension, and its lower bound
+        head[:, 0], head[:, 1], head[:, 2], head[:, 3], head[:, 4], head[:, 5] = (
+            used, lengths > 0, 0, self.kind[1], lengths, 1,
+        )  # fmt: skip
+        if lengths.any():
+            elements = _as_records(block[:, _WORD + _ARRAY_HEAD :], [("length", ">i4"), ("value", self.kind[0])])
+            elements["length"], elements["value"] = self._element - _WORD, self._from_left(elements.shape[1])
+        return used + _WORD
+
+    def _from_left(self, longest: int) -> NDArray[np.generic]:
+        """Values [U, longest] whose first ones count."""
+        if not self.right:
+            return self.values[:, :longest]
+        width = self.values.shape[1]
+        place = np.minimum(width - self.lengths[:, None] + np.arange(longest), width - 1)
+        return np.take_along_axis(self.values, place, 1)
 
 
 @dataclass(frozen=True, slots=True)
-class Text:
+class Encoded:
+    """One field of bytes per row."""
+
+    fields: list[bytes]
+
+    @property
+    def width(self) -> int:
+        """W."""
+        return _WORD + max(1, *map(len, self.fields))
+
+    def fill(self, block: Bytes) -> Counts | None:
+        """Lay the fields out in the block [U, W]; gives how many bytes of each count (None: all)."""
+        lengths = np.fromiter(map(len, self.fields), np.int64, len(self.fields))
+        _as_records(block[:, :_WORD], [("length", ">i4")])["length"] = lengths[:, None]
+        width = self.width - _WORD
+        block[:, _WORD:] = np.array(self.fields, f"S{width}").view(np.uint8).reshape(-1, width)
+        return lengths + _WORD
+
+
+Column = Scalar | Ragged | Encoded
+
+
+def text(values: Sequence[str]) -> Encoded:
     """One string per row, without NUL."""
-
-    values: Sequence[str]
-
-    def fields(self) -> tuple[Bytes, Mask | None]:
-        """Give the rows' bytes [U, W], lengths included, and which of them count (None: all)."""
-        encoded = [value.encode() for value in self.values]
-        lengths = np.fromiter(map(len, encoded), np.int64, len(encoded))
-        width = max(1, int(lengths.max()))
-        body = np.array(encoded, f"S{width}").view(np.uint8).reshape(len(encoded), width)
-        keep = np.arange(width)[None] < lengths[:, None]
-        return _with_length(body, lengths), np.concatenate([np.ones((len(encoded), 4), bool), keep], 1)
+    return Encoded([value.encode() for value in values])
 
 
-@dataclass(frozen=True, slots=True)
-class TextArray:
+def text_array(values: Sequence[Sequence[str]]) -> Encoded:
     """One array of strings per row, without NUL."""
-
-    values: Sequence[Sequence[str]]
-
-    def fields(self) -> tuple[Bytes, Mask | None]:
-        """Give the rows' bytes [U, W], lengths included, and which of them count (None: all)."""
-        rows = [_text_array(row) for row in self.values]
-        lengths = np.fromiter(map(len, rows), np.int64, len(rows))
-        body = np.zeros((len(rows), int(lengths.max())), np.uint8)
-        for target, row in zip(body, rows, strict=True):
-            target[: len(row)] = np.frombuffer(row, np.uint8)
-        keep = np.arange(body.shape[1])[None] < lengths[:, None]
-        return _with_length(body, lengths), np.concatenate([np.ones((len(rows), 4), bool), keep], 1)
-
-
-Column = Scalar | Ragged | Text | TextArray
+    return Encoded(list(map(_array_of_text, values)))
 
 
 def binary_copy(columns: Sequence[Column]) -> bytes:
@@ -113,34 +131,37 @@ def binary_copy(columns: Sequence[Column]) -> bytes:
         columns: in the order of the COPY's column list, all with the same number U ≥ 1 of rows.
 
     """
-    parts = [column.fields() for column in columns]
-    num_rows = len(parts[0][0])
-    count = np.tile(np.frombuffer(len(columns).to_bytes(2, "big"), np.uint8), (num_rows, 1))
-    body = np.concatenate([count, *(part for part, _ in parts)], 1)
-    if all(mask is None for _, mask in parts):
-        return _HEADER + body.tobytes() + _TRAILER
-    keep = np.concatenate(
-        [np.ones(count.shape, bool), *(np.ones(part.shape, bool) if mask is None else mask for part, mask in parts)], 1
-    )
-    packed: bytes = body[keep].tobytes()
-    return _HEADER + packed + _TRAILER
+    num_rows, widths = _num_rows(columns[0]), [column.width for column in columns]
+    body = np.empty((num_rows, 2 + sum(widths)), np.uint8)
+    body[:, :2] = np.frombuffer(len(columns).to_bytes(2, "big"), np.uint8)
+    starts, ends, at = [np.zeros(num_rows, np.int64)], list[Counts](), 2
+    for column, width in zip(columns, widths, strict=True):
+        used = column.fill(body[:, at : at + width])
+        if used is not None:
+            ends.append(at + used)
+            starts.append(np.full(num_rows, at + width))
+        at += width
+    ends.append(np.full(num_rows, at))
+    rows = np.arange(num_rows)[:, None] * at
+    laid_out = body.tobytes()
+    cuts = zip((rows + np.stack(starts, 1)).ravel().tolist(), (rows + np.stack(ends, 1)).ravel().tolist(), strict=True)
+    return b"".join([_HEADER, *(laid_out[start:end] for start, end in cuts), _TRAILER])
 
 
-def _text_array(values: Sequence[str]) -> bytes:
+def _num_rows(column: Column) -> int:
+    return len(column.fields if isinstance(column, Encoded) else column.values)
+
+
+def _as_records(block: Bytes, fields: list[Any]) -> NDArray[np.void]:
+    """The block [U, W] as records [U, W / size], to be written into."""
+    return block.view(np.dtype(fields))
+
+
+def _array_of_text(values: Sequence[str]) -> bytes:
     head = struct.pack(">iii", bool(values), 0, TEXT_OID)
     if not values:
         return head
     encoded = [value.encode() for value in values]
     return b"".join(
-        [head, struct.pack(">ii", len(encoded), 1), *(len(text).to_bytes(4, "big") + text for text in encoded)]
+        [head, struct.pack(">ii", len(encoded), 1), *(len(one).to_bytes(4, "big") + one for one in encoded)]
     )
-
-
-def _as_bytes(values: NDArray[np.generic], dtype: str) -> Bytes:
-    big_endian = np.ascontiguousarray(values.astype(dtype))
-    return big_endian.view(np.uint8).reshape(len(values), -1)
-
-
-def _with_length(body: Bytes, lengths: NDArray[np.integer]) -> Bytes:
-    prefix = np.ascontiguousarray(lengths.astype(">i4")).view(np.uint8).reshape(len(body), 4)
-    return np.concatenate([prefix, body], 1)

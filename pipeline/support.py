@@ -101,7 +101,7 @@ class UserTable:
 
     def user_ids(self, slots: Ints) -> list[str]:
         """The users in these slots."""
-        return [user_id for slot in slots if (user_id := self._user_of[slot]) is not None]
+        return [user_id for slot in slots.tolist() if (user_id := self._user_of[slot]) is not None]
 
     def admit(self, user_ids: Sequence[str], partitions: Sequence[int]) -> Ints:
         """Give users that have none an empty slot each, forgetting others where needed.

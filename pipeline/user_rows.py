@@ -7,7 +7,7 @@ import io
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.binary_copy import FLOAT4, FLOAT8, INT2, INT4, INT8, Column, Ragged, Scalar, Text, TextArray, binary_copy
+from pipeline.binary_copy import FLOAT4, FLOAT8, INT2, INT4, INT8, Column, Ragged, Scalar, binary_copy, text, text_array
 from pipeline.outcome import Outcome
 from pipeline.support import Ints, Segments, UserTable, tail_length
 
@@ -23,7 +23,7 @@ def states_copy(outcome: Outcome, table: UserTable) -> io.BytesIO:
     return io.BytesIO(
         binary_copy(
             [
-                Text(table.user_ids(slots)),
+                text(table.user_ids(slots)),
                 Scalar(table.partition[slots], INT4),
                 Scalar(table.last_offset[slots], INT8),
                 Scalar(table.num_events[slots], INT4),
@@ -49,7 +49,7 @@ def segments_copy(segments: Segments) -> io.BytesIO:
     kinds = {np.dtype(np.int64): INT8, np.dtype(np.int32): INT4}
     columns = [np.stack(column) for column in zip(*segments.entries, strict=True)]
     arrays = [Ragged(column, np.full(len(column), column.shape[1]), kinds[column.dtype]) for column in columns]
-    return io.BytesIO(binary_copy([Text(segments.user_ids), Scalar(np.array(segments.numbers), INT4), *arrays]))
+    return io.BytesIO(binary_copy([text(segments.user_ids), Scalar(np.array(segments.numbers), INT4), *arrays]))
 
 
 def prequential_copy(outcome: Outcome, *, recorded_at: float) -> io.BytesIO:
@@ -69,7 +69,7 @@ def prequential_copy(outcome: Outcome, *, recorded_at: float) -> io.BytesIO:
         return np.array([getattr(moved[partition], name) for partition in partitions.tolist()], np.int64)
 
     columns: list[Column] = [
-        Text([outcome.batch.advances[0].topic] * num),
+        text([outcome.batch.advances[0].topic] * num),
         Scalar(partitions, INT4),
         Scalar(number("start"), INT8),
         Scalar(number("next_offset"), INT8),
@@ -77,7 +77,7 @@ def prequential_copy(outcome: Outcome, *, recorded_at: float) -> io.BytesIO:
         Scalar(np.full(num, outcome.version), INT4),
         array(record.offset, INT8),
         array(record.record_ms, INT8),
-        TextArray([record.user_ids[first : first + n] for first, n in zip(start, lengths, strict=True)]),
+        text_array([record.user_ids[first : first + n] for first, n in zip(start, lengths, strict=True)]),
         array(record.item_nos, INT4),
         array(record.types, INT2),
         array(record.num_events, INT4),

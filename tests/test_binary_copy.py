@@ -8,7 +8,7 @@ from contextlib import closing
 import numpy as np
 import psycopg2
 
-from pipeline.binary_copy import FLOAT4, FLOAT8, INT2, INT4, INT8, Column, Ragged, Scalar, Text, TextArray, binary_copy
+from pipeline.binary_copy import FLOAT4, FLOAT8, INT2, INT4, INT8, Column, Ragged, Scalar, binary_copy, text, text_array
 from tests.conftest import Database
 
 
@@ -19,7 +19,7 @@ def test_every_kind_of_column_comes_back_as_it_went(database: Database) -> None:
     reals = draw.normal(size=(4, 3))
     lengths = np.array([5, 0, 2, 1])
     columns: list[Column] = [
-        Text(names),
+        text(names),
         Scalar(np.array([1, -2, 3, 2**31 - 1]), INT4),
         Scalar(np.array([2**62, -(2**62), 0, 7]), INT8),
         Ragged(integers, lengths, INT4),
@@ -27,7 +27,7 @@ def test_every_kind_of_column_comes_back_as_it_went(database: Database) -> None:
         Ragged(integers % 100, lengths, INT2),
         Ragged(reals, np.full(4, 3), FLOAT8),
         Ragged(reals, np.full(4, 3), FLOAT4),
-        TextArray([["p", "ä"], [], [""], ["long" * 50]]),
+        text_array([["p", "ä"], [], [""], ["long" * 50]]),
     ]
     with closing(psycopg2.connect(database.writer_url)) as connection, connection.cursor() as cursor:
         cursor.execute(
