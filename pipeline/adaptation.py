@@ -28,13 +28,12 @@ from pipeline.batching import (
     MicroBatch,
     dead_letter,
     fates,
-    occurrence,
 )
 from pipeline.catalogue import Catalogue
 from pipeline.item_statistics import EPOCH, ItemStatistics
-from pipeline.known import Before, Known
+from pipeline.known import Before, Known, earlier
 from pipeline.outcome import Lists, Outcome, Prequential
-from pipeline.support import Ints, Segments, UserTable
+from pipeline.support import Ints, Segments, UserTable, occurrence
 from schemas.event_types import CODES, DEFAULT_EVENT_TYPES
 
 # Users per call of the ranker. Padding to one of few sizes keeps a row's result independent of the others, to the bit:
@@ -84,7 +83,6 @@ class _Events:
 
     def __post_init__(self) -> None:
         num = len(self.slots)
-        self.before = Before(num)
         self.prior_rows, self.priors = np.zeros(num, np.int64), torch.zeros(0, 0)
         self.losses, self.ranks = np.zeros((2, num), np.float32), np.zeros((3, num), np.int64)
 
@@ -199,7 +197,7 @@ class Adaptation:
             types,
             items,
             positive,
-            num_events=self.table.num_events[slots] + _earlier(slots, positive),
+            num_events=self.table.num_events[slots] + earlier(slots, positive),
         )
 
     def _read_priors(self, events: _Events) -> set[int]:
@@ -236,17 +234,13 @@ class Adaptation:
         return prior
 
     def _remember(self, events: _Events, id_segments: Segments, seen_segments: Segments) -> None:
-        """Move the users' memory past the batch, in rounds, noting what each positive's prediction may know."""
-        turn = occurrence(events.slots)
-        order = np.argsort(turn, kind="stable")
-        dismissal = self._types.dismissal[events.types]
-        for now in np.split(order, np.flatnonzero(np.diff(turn[order])) + 1) if len(order) else []:
-            self.table.append_ids(events.slots[now], events.ids[now], events.bodies[now], id_segments)
-            liked, disliked = now[events.positive[now]], now[dismissal[now]]
-            events.before.note(liked, self.table, events.slots[liked])
-            self.table.append_positive(events.slots[liked], events.items[liked], events.types[liked])
-            self.table.append_seen(events.slots[liked], events.items[liked], seen_segments)
-            self.table.append_seen(events.slots[disliked], -events.items[disliked], seen_segments)
+        """Move the users' memory past the batch, noting what each event's prediction may know."""
+        table, slots, positive = self.table, events.slots, events.positive
+        marks = np.where(positive, events.items, np.where(self._types.dismissal[events.types], -events.items, 0))
+        events.before = Before(table, slots, (events.items, events.types), positive=positive, marks=marks)
+        table.append_ids(slots, events.ids, events.bodies, id_segments)
+        table.append_positive(slots[positive], events.items[positive], events.types[positive])
+        table.append_seen(slots[marks != 0], marks[marks != 0], seen_segments)
 
     def _learn(self, events: _Events) -> None:
         """Predict every positive from what was known before it, and move the users' adapters.
@@ -333,18 +327,6 @@ def _previous(slots: Ints) -> Ints:
     result = np.full(len(slots), -1)
     again = slots[order][1:] == slots[order][:-1]
     result[order[1:][again]] = order[:-1][again]
-    return result
-
-
-def _earlier(slots: Ints, positive: NDArray[np.bool_]) -> Ints:
-    """For each event, how many earlier positives the batch holds of its user. [E]"""
-    order = np.argsort(slots, kind="stable")
-    running: Ints = np.cumsum(positive[order]) - positive[order]
-    ordered = slots[order]
-    start = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]]) if len(slots) else np.zeros(0, np.int64)
-    sizes = np.diff(np.r_[start, len(slots)])
-    result = np.empty(len(slots), np.int64)
-    result[order] = running - np.repeat(running[start] if len(start) else start, sizes)
     return result
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.chunks import Chunk, Record
-from pipeline.support import Ints, UserTable
+from pipeline.support import Ints, UserTable, occurrence
 from schemas.events import Interaction, Rejected
 
 Parse = Callable[[bytes | None, bytes | None, int], Interaction | Rejected]
@@ -112,18 +112,6 @@ def micro_batch(chunks: Iterable[Chunk], positions: Mapping[int, int], parse: Pa
 
 class LostRecords(Exception):
     """A chunk between the position and this one never arrived. Stop: the restart seeks to the position again."""
-
-
-def occurrence(groups: Ints) -> Ints:
-    """For each element, how many earlier ones are equal to it. [E] → [E]"""
-    order = np.argsort(groups, kind="stable")
-    ordered = groups[order]
-    first = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]]) if len(groups) else np.zeros(0, np.int64)
-    counts = np.diff(np.r_[first, len(groups)])
-    within = np.arange(len(groups)) - np.repeat(first, counts)
-    result = np.empty(len(groups), np.int64)
-    result[order] = within
-    return result
 
 
 def fates(batch: MicroBatch, slots: Ints, table: UserTable) -> Ints:

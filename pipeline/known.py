@@ -28,29 +28,84 @@ class Known:
 
 
 class Before:
-    """What was known before each of E events, noted round by round."""
+    """What was known before each of E events, each user's oldest first: memory as it is now, and the batch itself."""
 
-    def __init__(self, num_events: int) -> None:
-        self._place = np.zeros((num_events, 2), np.int64)  # round noted in, row in that round
-        self._rounds: list[Known] = []
-
-    def note(self, events: Ints, table: UserTable, slots: Ints) -> None:
-        """Note the present memory of these events' users."""
-        self._place[events] = np.stack([np.full(len(events), len(self._rounds)), np.arange(len(events))], 1)
-        self._rounds.append(Known.of(table, slots))
+    def __init__(
+        self, table: UserTable, slots: Ints, columns: tuple[Ints, Ints], *, positive: NDArray[np.bool_], marks: Ints
+    ) -> None:
+        """Lay out what the events' users had. columns: item number and type [E]; marks: [E] ±item, 0 where none."""
+        users, user = np.unique(slots, return_inverse=True)
+        size = table.support_items.shape[1]
+        full = np.full(len(users), size)
+        self._size, self._horizon = size, table.seen_horizon
+        items, types = columns
+        self._items = _Stretches.of(user, positive, items, table.support_items[users].ravel(), full)
+        self._types = _Stretches.of(user, positive, types, table.support_types[users].ravel(), full)
+        seen = [table.seen(slot) for slot in users.tolist()]
+        lengths = np.fromiter(map(len, seen), np.int64, len(seen))
+        old_marks = np.concatenate(seen) if seen else np.zeros(0, np.int32)
+        self._marks = _Stretches.of(user, marks != 0, marks, old_marks, lengths)
 
     def of(self, events: Ints) -> Known:
         """What was known before these events, in their order."""
-        parts = [(self._rounds[number], row) for number, row in self._place[events].tolist()]
-        width = max(known.marks.shape[1] for known, _ in parts)
-        marks = np.zeros((len(parts), width), np.int32)
-        for target, (known, row) in zip(marks, parts, strict=True):
-            target[: known.marks.shape[1]] = known.marks[row]
-        used = int(np.flatnonzero(marks.any(0)).max(initial=-1)) + 1
-        items, types = (
-            np.stack([getattr(known, name)[row] for known, row in parts]) for name in ("support_items", "support_types")
+        longest = int(self._marks.lengths(events).max(initial=0))
+        return Known(
+            self._items.newest(events, self._size),
+            self._types.newest(events, self._size).astype(np.int8),
+            self._marks.newest(events, min(longest, self._horizon)),
         )
-        return Known(items, types, marks[:, :used])
+
+
+@dataclass(frozen=True, slots=True)
+class _Stretches:
+    """One stretch of a flat array for each user: the entries there were, then those of the batch, oldest first.
+
+    Attributes:
+        entries: [L] all stretches.
+        start, end: [E] where the stretch of an event's user begins, and where it ended before the event.
+
+    """
+
+    entries: NDArray[np.int32]
+    start: Ints
+    end: Ints
+
+    @classmethod
+    def of(
+        cls, user: Ints, adds: NDArray[np.bool_], values: Ints, old: NDArray[np.integer], lengths: Ints
+    ) -> _Stretches:
+        """user, adds, values: [E] whose event, whether it adds an entry, which; old: users' entries, `lengths` [U]."""
+        added = np.bincount(user[adds], minlength=len(lengths))
+        starts = np.cumsum(lengths + added) - lengths - added
+        entries = np.zeros(len(old) + int(added.sum()), np.int32)
+        entries[np.repeat(starts - np.cumsum(lengths) + lengths, lengths) + np.arange(len(old))] = old
+        end = starts[user] + lengths[user] + earlier(user, adds)
+        entries[end[adds]] = values[adds]
+        return cls(entries, starts[user], end)
+
+    def lengths(self, events: Ints) -> Ints:
+        """Entries there were before these events."""
+        return self.end[events] - self.start[events]
+
+    def newest(self, events: Ints, width: int) -> NDArray[np.int32]:
+        """The newest entries before these events [len(events), width], right-aligned, 0 where there were fewer."""
+        if not len(self.entries):
+            return np.zeros((len(events), width), np.int32)
+        place = self.end[events][:, None] + np.arange(-width, 0)
+        inside = place >= self.start[events][:, None]
+        return np.where(inside, self.entries[np.maximum(place, 0)], 0).astype(np.int32)
+
+
+def earlier(groups: Ints, counted: NDArray[np.bool_]) -> Ints:
+    """For each element, how many earlier ones of its group are counted. [E]"""
+    order = np.argsort(groups, kind="stable")
+    running: Ints = np.cumsum(counted[order]) - counted[order]
+    ordered = groups[order]
+    start = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]]) if len(groups) else np.zeros(0, np.int64)
+    sizes = np.diff(np.r_[start, len(groups)])
+    result = np.empty(len(groups), np.int64)
+    result[order] = running - np.repeat(running[start] if len(start) else start, sizes)
+    return result
 
 
 def _marks(table: UserTable, slots: Ints) -> NDArray[np.int32]:

@@ -9,7 +9,7 @@ Letters: U users, S support slots, A adapter state size.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,6 +32,18 @@ def tail_length(num_entries: Ints) -> Ints:
     """Entries in the slot, for each log length: what is not in a segment. 0 … 63."""
     in_segments: Ints = SEGMENT * np.maximum(0, num_entries // SEGMENT - 1)
     return num_entries - in_segments
+
+
+def occurrence(groups: Ints) -> Ints:
+    """For each element, how many earlier ones are equal to it. [E] → [E]"""
+    order = np.argsort(groups, kind="stable")
+    ordered = groups[order]
+    first = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]]) if len(groups) else np.zeros(0, np.int64)
+    counts = np.diff(np.r_[first, len(groups)])
+    within = np.arange(len(groups)) - np.repeat(first, counts)
+    result = np.empty(len(groups), np.int64)
+    result[order] = within
+    return result
 
 
 @dataclass(slots=True)
@@ -128,48 +140,39 @@ class UserTable:
             self._release(slot)
 
     def append_positive(self, slots: Ints, item_nos: Ints, types: Ints) -> None:
-        """Push one positive onto the support set of each of these (distinct) users."""
+        """Push positives onto the support sets of these users; a user's come oldest first."""
+        users, user, counts = np.unique(slots, return_inverse=True, return_counts=True)
+        size = self.support_items.shape[1]
+        moved = np.minimum(np.arange(size) + counts[:, None], size - 1)
+        place = size - counts[user] + occurrence(slots)
+        kept = place >= 0
         for array, values in ((self.support_items, item_nos), (self.support_types, types)):
-            rows = array[slots]
-            rows[:, :-1] = rows[:, 1:]
-            rows[:, -1] = values
-            array[slots] = rows
-        self.num_events[slots] += 1
+            rows = np.take_along_axis(array[users], moved, 1)
+            rows[user[kept], place[kept]] = values[kept]
+            array[users] = rows
+        self.num_events[users] += counts
 
     def append_ids(self, slots: Ints, ids: Ints, bodies: Ints, segments: Segments) -> None:
-        """Remember one event id (and the hash of its body) for each of these (distinct) users."""
-        place = tail_length(self.num_applied[slots])
-        self.recent_ids[slots, place] = ids
-        self.recent_bodies[slots, place] = bodies
-        self.num_applied[slots] += 1
-        for slot in slots[place + 1 == TAIL].tolist():
-            spilled = self.recent_ids[slot, :SEGMENT].copy(), self.recent_bodies[slot, :SEGMENT].copy()
-            _shift(self.recent_ids[slot])
-            _shift(self.recent_bodies[slot])
-            self.restore_ids(slot, *spilled)
-            self._record(segments, slot, int(self.num_applied[slot]), spilled)
+        """Remember event ids (and the hashes of their bodies) of these users; a user's come oldest first."""
+        log = (self.recent_ids, self.recent_bodies)
+        self._append(log, self.num_applied, slots, (ids, bodies), segments, self.restore_ids)
 
     def append_seen(self, slots: Ints, marks: Ints, segments: Segments) -> None:
-        """Remember one item had (+item_no) or dismissed (-item_no) for each of these (distinct) users."""
-        place = tail_length(self.num_seen[slots])
-        self.recent_seen[slots, place] = marks
-        self.num_seen[slots] += 1
-        for slot in slots[place + 1 == TAIL].tolist():
-            spilled = self.recent_seen[slot, :SEGMENT].copy()
-            _shift(self.recent_seen[slot])
-            self.restore_seen(slot, spilled)
-            self._record(segments, slot, int(self.num_seen[slot]), (spilled,))
+        """Remember items had (+item_no) or dismissed (-item_no) by these users; a user's come oldest first."""
+        self._append((self.recent_seen,), self.num_seen, slots, (marks,), segments, self.restore_seen)
 
     def seen(self, slot: int) -> NDArray[np.int32]:
         """The newest `seen_horizon` marks of a user, oldest first."""
-        tail = self.recent_seen[slot, : int(tail_length(self.num_seen[slot : slot + 1])[0])]
+        length = int(self.num_seen[slot])
+        tail = self.recent_seen[slot, : length - SEGMENT * num_segments(length)]
         older = self.older_seen.get(slot)
         marks = tail if older is None else np.concatenate([older, tail])
         return marks[-self.seen_horizon :]
 
     def ids(self, slot: int) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
         """The event ids that count as remembered (newest `id_horizon`, oldest first), with their body hashes."""
-        length = int(tail_length(self.num_applied[slot : slot + 1])[0])
+        length = int(self.num_applied[slot])
+        length -= SEGMENT * num_segments(length)
         ids, bodies = self.recent_ids[slot, :length], self.recent_bodies[slot, :length]
         older = self.older_ids.get(slot)
         if older is not None:
@@ -206,11 +209,41 @@ class UserTable:
         old = self.older_seen.get(slot, np.zeros(0, np.int32))
         self.older_seen[slot] = np.concatenate([old, np.array(items, np.int32)])[-older_kept(self.seen_horizon) :]
 
-    def _record(self, segments: Segments, slot: int, length: int, entries: tuple[NDArray[np.generic], ...]) -> None:
+    def _append(
+        self,
+        log: tuple[NDArray[Any], ...],
+        lengths: Ints,
+        slots: Ints,
+        columns: tuple[Ints, ...],
+        segments: Segments,
+        restore: Callable[..., None],
+    ) -> None:
+        """Append to the tails of a log; tails that fill up move segments out, by `restore` and into `segments`."""
+        place = tail_length(lengths[slots]) + occurrence(slots)
+        full = np.isin(slots, slots[place + 1 >= TAIL])
+        for array, column in zip(log, columns, strict=True):
+            array[slots[~full], place[~full]] = column[~full]
+        for slot in np.unique(slots[full]).tolist():
+            tail, mine = int(tail_length(lengths[slot : slot + 1])[0]), slots == slot
+            entries = [
+                np.r_[array[slot, :tail], column[mine].astype(array.dtype)]
+                for array, column in zip(log, columns, strict=True)
+            ]
+            first, length = num_segments(int(lengths[slot])), int(lengths[slot]) + int(mine.sum())
+            for number in range(first, num_segments(length)):
+                spilled = tuple(column[:SEGMENT].copy() for column in entries)
+                entries = [column[SEGMENT:] for column in entries]
+                restore(slot, *spilled)
+                self._record(segments, slot, number, spilled)
+            for array, column in zip(log, entries, strict=True):
+                array[slot, : len(column)] = column
+        np.add.at(lengths, slots, 1)
+
+    def _record(self, segments: Segments, slot: int, number: int, entries: tuple[NDArray[np.generic], ...]) -> None:
         user_id = self._user_of[slot]
         if user_id is not None:
             segments.user_ids.append(user_id)
-            segments.numbers.append(num_segments(length) - 1)
+            segments.numbers.append(number)
             segments.entries.append(entries)
 
     def _evict(self, shortage: int) -> None:
@@ -243,7 +276,3 @@ class UserTable:
 def older_kept(horizon: int) -> int:
     """Entries kept beside the tail so that `horizon` are always at hand, in whole segments."""
     return -(-horizon // SEGMENT) * SEGMENT
-
-
-def _shift(row: NDArray[np.generic]) -> None:
-    row[: TAIL - SEGMENT] = row[SEGMENT:].copy()

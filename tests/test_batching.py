@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pipeline.batching import APPLIED, CONFLICTING, DUPLICATE, LostRecords, fates, micro_batch, occurrence
-from pipeline.support import Segments, UserTable
+from pipeline.batching import APPLIED, CONFLICTING, DUPLICATE, LostRecords, fates, micro_batch
+from pipeline.support import Segments, UserTable, occurrence
 from schemas.events import parse_interaction
 from tests.factories import chunk, event, record
 
