@@ -10,6 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from pipeline.cli import app
+from pipeline.cli_output import columns
 from tests.brokers import Tansu
 from tests.conftest import Database
 
@@ -132,6 +133,14 @@ def test_produce_of_good_lines_exits_0_and_passes_bad_ones_when_told(deployment:
 def test_control_characters_of_a_bad_line_do_not_reach_the_terminal(deployment: dict[str, str]) -> None:
     done = innerloop("produce", "-", stdin='{"user_id": "\\u001b[2J", "\x1b[31m": 1}\n', **deployment)
     assert "\x1b" not in done.stderr
+
+
+def test_a_table_shows_control_characters_and_obeys_none() -> None:
+    assert columns(("id", "n"), [("a\x1b[2J\n", 1), ("b", 22)]).splitlines() == [
+        "id           n",
+        "a\\x1b[2J\\n   1",
+        "b           22",
+    ]
 
 
 def test_items_feeds_the_catalogue(deployment: dict[str, str], tmp_path: Path) -> None:

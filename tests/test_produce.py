@@ -304,20 +304,25 @@ def test_end_offsets_count_every_record_of_a_batch(stream: str, tmp_path: Path) 
     assert set(topics.beginning_offsets(stream, "interactions").values()) == {0}
 
 
-def test_records_written_meanwhile_do_not_keep_a_reader_reading(stream: str, tmp_path: Path) -> None:
-    file = tmp_path / "events.jsonl"
-    file.write_text(json.dumps(EVENT))
-
-    def add() -> None:
+def test_records_written_meanwhile_are_left_out_so_that_reading_ends(
+    stream: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def add(event_id: str) -> None:
+        file = tmp_path / "events.jsonl"
+        file.write_text(json.dumps({**EVENT, "event_id": event_id}))
         with open_source(str(file)) as source:
             feed(stream, "interactions", source, interaction_record, pace=Pace())
 
-    add()
-    read = 0
-    for _ in topics.read_topic(stream, "interactions"):
-        read += 1
-        add()
-    assert read == 1
+    def ends_before_another_came(broker: str, topic: str) -> dict[int, int]:
+        ends = end_offsets(broker, topic)
+        add("late")
+        return ends
+
+    end_offsets = topics.end_offsets
+    monkeypatch.setattr(topics, "end_offsets", ends_before_another_came)
+    add("early")
+    found = [json.loads(record.value or b"")["event_id"] for record in topics.read_topic(stream, "interactions")]
+    assert found == ["early"]
 
 
 def test_topics_are_made_once_and_another_partition_count_is_refused(broker: Tansu) -> None:
@@ -327,7 +332,8 @@ def test_topics_are_made_once_and_another_partition_count_is_refused(broker: Tan
     with pytest.raises(
         topics.PartitionsDiffer, match="topic interactions has 3 partitions, INNERLOOP_PARTITIONS says 4"
     ):
-        topics.ensure_topics(broker.address, wanted, 4)
+        topics.ensure_topics(broker.address, {**wanted, "another": {}}, 4)
+    assert topics.partition_counts(broker.address, ["another"]) == {}
 
 
 def test_a_missing_topic_names_the_command_that_makes_it(broker: Tansu, tmp_path: Path) -> None:

@@ -2,11 +2,12 @@
 
 import hashlib
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from sqlalchemy import Engine, text
+from sqlalchemy import Connection, Engine, text
 
 from models.checkpoint import ArtefactRefused
 from pipeline import registry
@@ -42,8 +43,15 @@ def test_the_first_version_is_live_and_later_ones_are_its_challengers(writer: En
 
 
 def test_of_two_first_registrations_at_once_one_becomes_live(
-    database: Database, writer: Engine, tmp_path: Path
+    database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def slowly(connection: Connection) -> int | None:
+        version = look(connection)
+        time.sleep(0.2)  # long enough for all to look before one has written
+        return version
+
+    look = registry._live_version
+    monkeypatch.setattr(registry, "_live_version", slowly)
     found: list[str] = []
 
     def train(seed: int) -> None:
@@ -69,6 +77,14 @@ def test_a_version_whose_file_is_not_here_says_where_it_belongs(writer: Engine, 
     made = register(writer, tmp_path / "trainer")
     with pytest.raises(registry.ArtefactMissing, match=f"{made.sha256}.safetensors"):
         registry.load_live(writer, tmp_path / "worker")
+
+
+def test_another_versions_file_under_its_name_is_refused(writer: Engine, tmp_path: Path) -> None:
+    first, second = register(writer, tmp_path, 0), register(writer, tmp_path, 1)
+    paths = [registry.artefact_path(tmp_path, made.sha256) for made in (first, second)]
+    paths[0].write_bytes(paths[1].read_bytes())
+    with pytest.raises(ArtefactRefused, match="HASH_MISMATCH: the bytes are not those that were registered"):
+        registry.load_live(writer, tmp_path)
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped"])

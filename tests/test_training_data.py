@@ -62,6 +62,14 @@ def test_events_are_in_the_order_of_their_time_and_ties_as_they_were_read(tmp_pa
     assert columns.num_users == 2
 
 
+def test_many_events_of_one_moment_keep_their_order(tmp_path: Path) -> None:
+    lines = [event(n, ts=START_MS, item_id=f"i{n:03}") for n in range(300)]
+    columns = training_data.numbered(
+        window_of(tmp_path / "events.jsonl", *reversed(lines), event(999, ts=START_MS - 1))
+    )
+    assert columns.items.tolist() == [0, *range(300, 0, -1)]  # the earlier event's item "b" sorts before "i000"
+
+
 def test_without_a_positive_event_the_reasons_are_named(tmp_path: Path) -> None:
     with pytest.raises(NothingToLearn, match=r"no positive event to learn from \(rejected: 2 BAD_JSON\)"):
         training_data.numbered(window_of(tmp_path / "events.jsonl", "{", "[", event(1, type="impression")))
