@@ -1,4 +1,4 @@
-"""Starting and stopping: SIGTERM drains, what is not there yet is waited for, what is wrong ends with 78 and a remedy."""
+"""Starting and stopping: SIGTERM drains, what is missing yet is waited for, what is wrong ends with 78 and a remedy."""
 
 from __future__ import annotations
 
@@ -157,7 +157,7 @@ def test_a_wrong_configuration_ends_with_78_and_its_remedy(
     }
     if "database_url" in settings:
         settings = {"database_url": urls[str(settings["database_url"])]}
-    with deploy(broker.address).worker(**settings) as worker:
+    with deploy(broker.address).worker("worker", **settings) as worker:
         assert worker.wait() == CONFIGURATION, worker.log
         assert words in worker.log
         assert worker.num_assignments == 0
