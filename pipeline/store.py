@@ -291,19 +291,24 @@ def _write_popular(cursor: psycopg2.extensions.cursor, topic: str, popular: Mapp
     for partition, lists in popular.items():
         num = int(lists.lengths[0]) if len(lists.lengths) else 0
         items, scores = (lists.item_nos[0, :num].tolist(), lists.scores[0, :num].tolist()) if num else ([], [])
-        cursor.execute(SAVE_POPULAR, (topic, partition, items, scores, version))
+        cursor.execute(SAVE_POPULAR, (topic, partition, _array(items), _array(scores), version))
 
 
 def _write_statistics(cursor: psycopg2.extensions.cursor, topic: str, statistics: Mapping[int, ItemStatistics]) -> None:
     for partition, held in statistics.items():
-        pending = held.pending_buckets, held.pending_items
+        pending = _array(held.pending_buckets), _array(held.pending_items)
         if not held.unsaved:
             cursor.execute(SAVE_PENDING, (held.epoch_offset, *pending, topic, partition))
             continue
         counts = held.counts.numpy()
         used = np.flatnonzero(counts.any(0))
         packed = psycopg2.Binary(np.ascontiguousarray(counts[:, used]).astype("<f4").tobytes())
-        cursor.execute(SAVE_STATISTICS, (topic, partition, held.epoch_offset, used.tolist(), packed, *pending))
+        cursor.execute(SAVE_STATISTICS, (topic, partition, held.epoch_offset, _array(used.tolist()), packed, *pending))
+
+
+def _array(numbers: Sequence[float]) -> str:
+    """An array literal; psycopg2 would adapt a list number by number, in five times the time."""
+    return "{" + ",".join(map(repr, numbers)) + "}"
 
 
 def _mark_saved(statistics: Mapping[int, ItemStatistics]) -> None:
