@@ -9,6 +9,7 @@ import platform
 import torch
 
 from tests.benchmarks import breakdown, cuda, end_to_end, inner_step, read_path, write_path
+from tests.benchmarks.scene import Options, deployment
 
 BENCHMARKS = {
     "inner-step": inner_step.main,
@@ -30,12 +31,13 @@ def main() -> None:
     unknown = set(arguments.names) - set(BENCHMARKS)
     if unknown:
         parser.error(f"no such benchmark: {', '.join(sorted(unknown))}")
+    options = Options(arguments.quick, arguments.repeats, deployment)
     load = os.getloadavg()[0]
     print(
         f"{os.cpu_count()} cores, load {load:.1f} before, {platform.machine()}, torch {torch.__version__}", flush=True
     )
     for name in arguments.names or BENCHMARKS:
-        BENCHMARKS[name](arguments)
+        BENCHMARKS[name](options)
 
 
 if __name__ == "__main__":

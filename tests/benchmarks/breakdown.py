@@ -6,7 +6,6 @@ that lies in another is taken off it, and what is in none of them is "the rest".
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Callable
 from functools import partial
@@ -18,7 +17,7 @@ from pipeline.adaptation import Adaptation
 from pipeline.loop import Loop
 from pipeline.store import Store
 from tests.benchmarks.measuring import table
-from tests.benchmarks.scene import NUM_ITEMS, NUM_USERS, batches, deployment, make_loop, one_thread, parameters
+from tests.benchmarks.scene import NUM_ITEMS, NUM_USERS, Options, batches, make_loop, one_thread, parameters
 
 PARTS: tuple[tuple[str, Any, str], ...] = (
     ("decode and order", loop, "micro_batch"),
@@ -75,9 +74,9 @@ class Stopwatch:
         return timed
 
 
-def measure(*, num_events: int, num_users: int, num_items: int, size: int) -> str:
+def measure(options: Options, *, num_events: int, num_users: int, num_items: int, size: int) -> str:
     """A table of microseconds per event; the first half of the events warms up."""
-    with deployment(num_items=num_items, with_broker=False) as parts:
+    with options.deploy(num_items, False) as parts:
         held = make_loop(parts.writer_url, parameters(num_items))
         work = list(batches(num_events, size=size, users=num_users, num_items=num_items))
         warm = len(work) // 2
@@ -102,11 +101,11 @@ def _row(name: str, seconds: float, cpu: float, num: int, whole: float) -> list[
     return [name, f"{seconds / num * 1e6:.1f}", f"{cpu / num * 1e6:.1f}", f"{seconds / whole:.0%}"]
 
 
-def main(arguments: argparse.Namespace) -> None:
+def main(options: Options) -> None:
     """Print the tables."""
     one_thread()
-    if arguments.quick:
-        print(measure(num_events=600, num_users=100, num_items=300, size=100))
+    if options.quick:
+        print(measure(options, num_events=600, num_users=100, num_items=300, size=100))
         return
     for size in (2048, 256):
-        print(measure(num_events=60_000, num_users=NUM_USERS, num_items=NUM_ITEMS, size=size), flush=True)
+        print(measure(options, num_events=60_000, num_users=NUM_USERS, num_items=NUM_ITEMS, size=size), flush=True)

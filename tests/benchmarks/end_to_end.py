@@ -7,7 +7,6 @@ of an event to the COMMIT of its transaction, as the database noted it, over all
 
 from __future__ import annotations
 
-import argparse
 import os
 import statistics
 import subprocess
@@ -22,13 +21,13 @@ import numpy as np
 import psycopg2
 
 from pipeline import embedded_broker
-from tests.benchmarks import breakdown
 from tests.benchmarks.feeder import Feeder, Sent
 from tests.benchmarks.measuring import cpu_of_tree, cpu_seconds, table
-from tests.benchmarks.scene import NUM_ITEMS, NUM_USERS, Deployment, deployment
+from tests.benchmarks.scene import NUM_ITEMS, NUM_USERS, Deployment, Options
 
 POSITION = "SELECT coalesce(sum(next_offset), 0) FROM innerloop.law WHERE topic = 'interactions'"
-FRESHNESS = """SELECT extract(epoch FROM pg_xact_commit_timestamp(p.xmin)) * 1000 - t.at
+FRESHNESS = """SELECT extract(epoch FROM CASE current_setting('track_commit_timestamp')
+        WHEN 'on' THEN pg_xact_commit_timestamp(p.xmin) ELSE p.recorded_at END) * 1000 - t.at
     FROM innerloop.prequential p CROSS JOIN LATERAL unnest(p.record_times) AS t (at) WHERE t.at >= %s"""
 CONTENDERS = {
     "worker": ("-m", "pipeline.cli", "worker"),
@@ -50,9 +49,15 @@ class Plan:
     run_seconds: float = 15.0
     ladder: tuple[float, ...] = (0.7, 0.8, 0.9, 1.0)  # of the rate at which the backlog was drained
     repeats: int = 1
+    below: tuple[float, ...] = (0.25, 0.5, 0.8)  # of the highest sustained rate
+    contenders: tuple[str, ...] = tuple(CONTENDERS)
 
 
-QUICK = Plan(num_users=200, num_items=300, backlog=600, drain_seconds=5, warm_up=100, run_seconds=1.0, ladder=(0.1,))
+QUICK = Plan(
+    num_users=200, num_items=300, backlog=300, drain_seconds=5, warm_up=100, run_seconds=1.0, ladder=(0.1,),
+    below=(0.5,),
+    contenders=(),
+)  # fmt: skip
 
 
 class Running:
@@ -106,10 +111,10 @@ class Running:
 
 
 @contextmanager
-def running(plan: Plan, name: str) -> Iterator[tuple[Running, Feeder]]:
+def running(options: Options, plan: Plan, name: str) -> Iterator[tuple[Running, Feeder]]:
     """A contender over fresh parts, with a feeder."""
     with (
-        deployment(num_items=plan.num_items) as parts,
+        options.deploy(plan.num_items, True) as parts,
         Feeder(parts.broker, num_users=plan.num_users, num_items=plan.num_items) as feeder,
     ):
         consumer = Running(parts, name)
@@ -184,14 +189,14 @@ def climb(plan: Plan, consumer: Running, feeder: Feeder, rate: float) -> Rung:
     return Rung(rate, kept_up > 0.95 and left < 0.5 * rate, kept_up, half, sent, (float(p50), float(p99)))
 
 
-def measure_worker(plan: Plan) -> list[str]:
+def measure_worker(options: Options, plan: Plan) -> list[str]:
     """Tables of the worker: the ladder, and what three rates below the highest cost."""
-    with running(plan, "worker") as (consumer, feeder):
+    with running(options, plan, "worker") as (consumer, feeder):
         drained, sent = drain(plan, consumer, feeder)
         consumer.wait_for(plan.warm_up + plan.backlog)
         rungs = [climb(plan, consumer, feeder, share * drained.rate) for share in plan.ladder]
         best = max((rung.rate for rung in rungs if rung.sustained), default=rungs[0].rate * 0.8)
-        lower = [climb(plan, consumer, feeder, share * best) for share in (0.25, 0.5, 0.8)]
+        lower = [climb(plan, consumer, feeder, share * best) for share in plan.below]
     feeding = [
         f"{sent.num_events / sent.seconds:,.0f} events/s",
         f"{sent.num_events / sent.cpu_seconds:,.0f} events",
@@ -225,12 +230,12 @@ def _rung_row(rung: Rung, best: float) -> list[str]:
     ]
 
 
-def compare(plan: Plan) -> str:
+def compare(options: Options, plan: Plan) -> str:
     """All contenders on the same backlog, in turn, several times."""
-    windows: dict[str, list[Window]] = {name: [] for name in CONTENDERS}
+    windows: dict[str, list[Window]] = {name: [] for name in plan.contenders}
     for _ in range(plan.repeats):
         for name, found in windows.items():
-            with running(plan, name) as (consumer, feeder):
+            with running(options, plan, name) as (consumer, feeder):
                 found.append(drain(plan, consumer, feeder)[0])
     rates = {name: statistics.median(window.rate for window in found) for name, found in windows.items()}
     rows = []
@@ -242,11 +247,11 @@ def compare(plan: Plan) -> str:
     return table(f"a backlog of {plan.backlog:,} events, median of {plan.repeats}", columns, rows)
 
 
-def main(arguments: argparse.Namespace) -> None:
+def main(options: Options) -> None:
     """Print the tables."""
-    plan = QUICK if arguments.quick else Plan(repeats=arguments.repeats)
+    plan = QUICK if options.quick else Plan(repeats=options.repeats)
     print(f"(a) end to end: {plan.num_items:,} items, {plan.num_users:,} users by Zipf's law", flush=True)
-    for text in measure_worker(plan):
+    for text in measure_worker(options, plan):
         print(text, flush=True)
-    print(compare(plan), flush=True)
-    breakdown.main(arguments)
+    if plan.contenders:
+        print(compare(options, plan), flush=True)

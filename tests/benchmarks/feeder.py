@@ -19,7 +19,7 @@ from typing import Self
 from aiokafka import AIOKafkaProducer
 
 from pipeline.synthetic_messages import encoded_chunks
-from tests.benchmarks.scene import NUM_PARTITIONS, TOPIC, item_ids, partition_of
+from tests.benchmarks.keys import NUM_PARTITIONS, TOPIC, item_ids, partition_of
 
 TICK_SECONDS = 0.01
 MAX_BURST = 2000  # events of one tick at most

@@ -12,7 +12,6 @@ Every result is compared with the same in float64. Letters: U users, S support s
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -29,7 +28,7 @@ from models.popularity import NUM_BUCKETS, bucket_of
 from models.ranker import Ranker, Step, TaskBatch
 from models.top_items import best_rows
 from tests.benchmarks.measuring import medians, table
-from tests.benchmarks.scene import NUM_ITEMS, SUPPORT_SIZE, TOP_N, catalogue, one_thread, parameters
+from tests.benchmarks.scene import NUM_ITEMS, SUPPORT_SIZE, TOP_N, Options, catalogue, one_thread, parameters
 
 TABLE_USERS = 20_000
 TOLERANCE = 1e-6
@@ -176,7 +175,7 @@ def check_step(values: MetaParameters, items: ItemTables, users: Users, device: 
     for compute in (batched, user_by_user):
         mine = users.copy()
         found = compute(inner_step(values, device), tables, mine)
-        worst = max(worst, _difference(found, expected), _difference(mine.state, reference.state))
+        worst = max(worst, difference(found, expected), difference(mine.state, reference.state))
         assert torch.equal(mine.count, reference.count)
     assert worst <= TOLERANCE, f"the inner step is {worst:.1e} away from float64"
     return worst
@@ -189,14 +188,14 @@ def check_ranker(values: MetaParameters, items: ItemTables, work: tuple[TaskBatc
     expected = in_chunks(double_ranker(values, items), (precise, priors.double(), targets), len(targets))[0]
     found = in_chunks(Ranker(values, items), work, CHUNK)
     worst = max(
-        _difference(torch.cat([getattr(step, name) for step in found]), getattr(expected, name))
+        difference(torch.cat([getattr(step, name) for step in found]), getattr(expected, name))
         for name in ("state", "loss_adapted", "loss_start")
     )
     assert worst <= TOLERANCE, f"Ranker.step is {worst:.1e} away from float64"
     return worst
 
 
-def _difference(found: Tensor, expected: Tensor) -> float:
+def difference(found: Tensor, expected: Tensor) -> float:
     return float((found.double() - expected).abs().max() / expected.abs().max().clamp(min=1.0))
 
 
@@ -260,12 +259,12 @@ def replace_slots(users: Users, num_users: int) -> Users:
 COLUMNS = ("work, chunks of 64", "items", "users/s", "user by user", "ratio", "from float64")
 
 
-def main(arguments: argparse.Namespace) -> None:
+def main(options: Options) -> None:
     """Print the table."""
     one_thread()
     rows = []
-    for num_items in (300,) if arguments.quick else (NUM_ITEMS, 10_000):
-        num_users, repeats = (128, 1) if arguments.quick else (2048, 7)
+    for num_items in (300,) if options.quick else (NUM_ITEMS, 10_000):
+        num_users, repeats = (128, 1) if options.quick else (2048, 7)
         rows += measure(num_items, num_users=num_users, repeats=repeats)
     print(table("(b) inner loop, users per CPU-second of one core (median of interleaved runs)", COLUMNS, rows))
     if not hasattr(ranker_module, "sampled"):

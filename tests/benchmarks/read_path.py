@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
 import multiprocessing
 import threading
 import time
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import closing
 
 import numpy as np
@@ -22,8 +21,8 @@ from tests.benchmarks.scene import (
     NUM_USERS,
     TOP_N,
     Deployment,
+    Options,
     batches,
-    deployment,
     make_loop,
     one_thread,
     parameters,
@@ -75,7 +74,7 @@ def read(parts: Deployment, *, num_calls: int, num_users: int, k: int) -> NDArra
 
 
 def measure(
-    parts: Deployment, *, num_users: int, num_items: int, num_calls: int, rate: float, size: int
+    parts: Deployment, executor: Executor, *, num_users: int, num_items: int, num_calls: int, rate: float, size: int
 ) -> list[list[str]]:
     """Rows of the table: recommend() beside an idle writer and beside a busy one."""
     loop = make_loop(parts.writer_url, parameters(num_items))
@@ -83,8 +82,7 @@ def measure(
     for chunks in batches(num_users, size=2048, users=num_users, num_items=num_items, activity=None, ends=ends):
         loop.advance(chunks)
     work = list(batches(num_users, size=size, users=num_users, num_items=num_items, ends=ends))
-    # in a process of its own, as readers are: the writer's interpreter must not be waited for
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as reader:
+    with executor as reader:
 
         def reading(k: int) -> NDArray[np.float64]:
             return reader.submit(read, parts, num_calls=num_calls, num_users=num_users, k=k).result()
@@ -107,18 +105,22 @@ def _row(beside: str, k: str, taken: NDArray[np.float64]) -> list[str]:
     return [beside, k, f"{len(taken):,}", f"{p50:.2f}", f"{p99:.2f}", f"{worst:.1f}"]
 
 
-def main(arguments: argparse.Namespace) -> None:
+def main(options: Options) -> None:
     """Print the table."""
     one_thread()
-    num_items, num_users = (300, 500) if arguments.quick else (NUM_ITEMS, NUM_USERS)
-    with deployment(num_items=num_items, with_broker=False) as parts:
+    num_items, num_users = (300, 500) if options.quick else (NUM_ITEMS, NUM_USERS)
+    # in a process of its own, as readers are: the writer's interpreter must not be waited for
+    spawn = multiprocessing.get_context("spawn")
+    executor = ThreadPoolExecutor(1) if options.quick else ProcessPoolExecutor(1, spawn)
+    with options.deploy(num_items, False) as parts:
         rows = measure(
             parts,
+            executor,
             num_users=num_users,
             num_items=num_items,
-            num_calls=100 if arguments.quick else 4000,
-            rate=400 if arguments.quick else RATE,
-            size=40 if arguments.quick else 128,
+            num_calls=100 if options.quick else 4000,
+            rate=400 if options.quick else RATE,
+            size=40 if options.quick else 128,
         )
     columns = ("beside", "k", "calls", "p50 ms", "p99 ms", "worst ms")
     print(table(f"(d) recommend(user, k), {num_users:,} users stored, one reader in its own process", columns, rows))

@@ -5,13 +5,12 @@ from __future__ import annotations
 import pathlib
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass
 
 import psycopg2
 import torch
-from kafka.partitioner.default import murmur2
 
 from models.encoder import HashedBagOfWords
 from models.item_fitting import PARTS
@@ -29,15 +28,11 @@ from pipeline.synthetic_messages import encoded_chunks
 from pipeline.topics import topic_configs
 from schemas.database import connect_engine, migrate
 from schemas.events import parse_interaction
+from tests.benchmarks.keys import NUM_PARTITIONS, TOPIC, item_ids, partition_of
 from tests.factories import NOW_MS, Record, meta_parameters
 
 ENCODER = HashedBagOfWords(64)
-NUM_ITEMS, NUM_USERS, NUM_PARTITIONS, SUPPORT_SIZE, TOP_N = 1682, 100_000, 4, 60, 50
-TOPIC = "interactions"
-
-
-def item_ids(num_items: int) -> list[str]:
-    return [f"item-{number:05d}" for number in range(num_items)]
+NUM_ITEMS, NUM_USERS, SUPPORT_SIZE, TOP_N = 1682, 100_000, 60, 50
 
 
 def parameters(num_items: int = NUM_ITEMS, *, seed: int = 0) -> MetaParameters:
@@ -103,38 +98,49 @@ class Deployment:
         return {f"INNERLOOP_{name.upper()}": str(value) for name, value in values.items()}
 
 
+@dataclass(frozen=True)
+class Options:
+    """How to measure: `quick` gives seconds instead of minutes; `deploy` opens what the measurement stands on."""
+
+    quick: bool
+    repeats: int
+    deploy: Callable[[int, bool], AbstractContextManager[Deployment]]
+
+
 @contextmanager
-def deployment(*, num_items: int = NUM_ITEMS, with_broker: bool = True) -> Iterator[Deployment]:
+def deployment(num_items: int, with_broker: bool) -> Iterator[Deployment]:
     """The embedded parts as `innerloop services up` starts them; commit times are tracked to measure freshness."""
     folder = pathlib.Path(tempfile.mkdtemp(prefix="innerloop-bench-"))
     try:
         socket_folder = embedded_database.start(folder, {"track_commit_timestamp": "on"})
         owner, writer, reader = (embedded_database.url(socket_folder, login) for login in embedded_database.LOGINS)
         migrate(owner)
-        _fill(owner, folder, parameters(num_items))
         broker = embedded_broker.start(folder) if with_broker else ""
-        if broker:
-            topics.ensure_topics(broker, topic_configs(Settings.load()), NUM_PARTITIONS)
         process_id = embedded_database.daemon(folder).pid()
         assert process_id is not None
-        yield Deployment(folder, broker, owner, writer, reader, process_id)
+        yield filled(Deployment(folder, broker, owner, writer, reader, process_id), num_items)
     finally:
         embedded_broker.stop(folder)
         embedded_database.stop(folder)
         shutil.rmtree(folder)
 
 
-def _fill(owner_url: str, home: pathlib.Path, values: MetaParameters) -> None:
-    with closing(psycopg2.connect(owner_url)) as connection, connection.cursor() as cursor:
+def filled(parts: Deployment, num_items: int) -> Deployment:
+    """The same with topics, a catalogue and a live version."""
+    if parts.broker:
+        topics.ensure_topics(parts.broker, topic_configs(Settings.load()), NUM_PARTITIONS)
+    values = parameters(num_items)
+    with closing(psycopg2.connect(parts.owner_url)) as connection, connection.cursor() as cursor:
         cursor.execute("INSERT INTO innerloop.catalogue_snapshots DEFAULT VALUES")
         cursor.execute(
             "INSERT INTO innerloop.items (item_id, text, snapshot) SELECT name, name, 1 FROM unnest(%s) AS name",
             (list(values.item_ids),),
         )
         connection.commit()
-    engine = connect_engine(owner_url)
-    registry.register(engine, home, values, metrics={}, provenance={})
+    engine = connect_engine(parts.owner_url)
+    registry.register(engine, parts.home, values, metrics={}, provenance={})
     engine.dispose()
+    return parts
 
 
 def make_loop(writer_url: str, values: MetaParameters, *, capacity: int = 50_000) -> Loop:
@@ -174,11 +180,6 @@ def batches(
         chunks = [Chunk(TOPIC, p, ends[p], ends[p] + len(part), part) for p, part in enumerate(rows) if part]
         ends[:] = [end + len(part) for end, part in zip(ends, rows, strict=True)]
         yield chunks
-
-
-def partition_of(key: bytes) -> int:
-    """Kafka's default partitioner."""
-    return int((murmur2(key) & 0x7FFFFFFF) % NUM_PARTITIONS)
 
 
 def one_thread() -> None:

@@ -6,7 +6,6 @@ support set, adapter, event ids and the prequential record in the same transacti
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import time
 from collections.abc import Iterator
@@ -24,8 +23,8 @@ from tests.benchmarks.scene import (
     NUM_ITEMS,
     TOP_N,
     Deployment,
+    Options,
     batches,
-    deployment,
     make_loop,
     one_thread,
     parameters,
@@ -103,12 +102,12 @@ def _peer(owner_url: str, rows: list[tuple[Any, ...]], name: str) -> float:
     return statistics.median(seconds[1:]) * len(rows) / len(few)
 
 
-def main(arguments: argparse.Namespace) -> None:
+def main(options: Options) -> None:
     """Print the table."""
     one_thread()
-    num_items = 300 if arguments.quick else NUM_ITEMS
-    num_users, rounds = (64, 3) if arguments.quick else (2048, 24)
-    with deployment(num_items=num_items, with_broker=False) as parts:
+    num_items = 300 if options.quick else NUM_ITEMS
+    num_users, rounds = (64, 3) if options.quick else (2048, 24)
+    with options.deploy(num_items, False) as parts:
         seconds, peers, width = measure(parts, num_users=num_users, rounds=rounds, num_items=num_items, peers=True)
     assert width == TOP_N
     mine = statistics.median(seconds[1:])
