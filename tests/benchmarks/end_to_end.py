@@ -22,7 +22,7 @@ import psycopg2
 
 from pipeline import embedded_broker
 from tests.benchmarks.feeder import Feeder, Sent
-from tests.benchmarks.measuring import cpu_of_tree, cpu_seconds, table
+from tests.benchmarks.measuring import cpu_of_tree, cpu_seconds, seconds_in_queue, table
 from tests.benchmarks.scene import NUM_ITEMS, NUM_USERS, Deployment, Options
 
 POSITION = "SELECT coalesce(sum(next_offset), 0) FROM innerloop.law WHERE topic = 'interactions'"
@@ -93,12 +93,13 @@ class Running:
         return True
 
     def cpu(self) -> dict[str, float]:
-        """CPU seconds so far of worker, database and broker."""
+        """CPU seconds so far of worker, database and broker; and how long the worker has queued for a core."""
         broker = embedded_broker.daemon(self._parts.home).pid()
         return {
             "worker": cpu_of_tree(self._process.pid),
             "Postgres": cpu_of_tree(self._parts.database_pid),
             "broker": cpu_seconds(broker or 0),
+            "queue": seconds_in_queue(self._process.pid),
         }
 
     def close(self) -> None:
@@ -212,7 +213,7 @@ def measure_worker(options: Options, plan: Plan) -> list[str]:
 
 RUNG_COLUMNS = (
     "rate", "of highest", "sustained", "kept up", "p50 ms", "p99 ms", "events per CPU-s of worker",
-    "cores used: worker", "Postgres", "broker",
+    "cores used: worker", "Postgres", "broker", "queued for one",
 )  # fmt: skip
 
 
@@ -226,7 +227,7 @@ def _rung_row(rung: Rung, best: float) -> list[str]:
         f"{rung.freshness_ms[0]:.0f}",
         f"{rung.freshness_ms[1]:.0f}",
         f"{window.num_events / max(window.cpu['worker'], 1e-9):,.0f}",
-        *(f"{window.cpu[name] / window.seconds:.2f}" for name in ("worker", "Postgres", "broker")),
+        *(f"{window.cpu[name] / window.seconds:.2f}" for name in ("worker", "Postgres", "broker", "queue")),
     ]
 
 
@@ -242,8 +243,10 @@ def compare(options: Options, plan: Plan) -> str:
     for name, found in windows.items():
         per_cpu = statistics.median(window.num_events / max(window.cpu["worker"], 1e-9) for window in found)
         range_of = f"{min(w.rate for w in found):,.0f} … {max(w.rate for w in found):,.0f}"
-        rows.append([name, f"{rates[name]:,.0f}", range_of, f"{per_cpu:,.0f}", f"{rates['worker'] / rates[name]:.1f}x"])
-    columns = ("consumer", "events/s", "range", "events per CPU-s", "worker is faster by")
+        queued = statistics.median(window.cpu["queue"] / window.seconds for window in found)
+        faster = f"{rates['worker'] / rates[name]:.1f}x"
+        rows.append([name, f"{rates[name]:,.0f}", range_of, f"{per_cpu:,.0f}", f"{queued:.2f}", faster])
+    columns = ("consumer", "events/s", "range", "events per CPU-s", "queued for a core", "worker is faster by")
     return table(f"a backlog of {plan.backlog:,} events, median of {plan.repeats}", columns, rows)
 
 

@@ -48,6 +48,17 @@ def cpu_of_tree(process_id: int) -> float:
     return cpu_seconds(process_id) + waited_for + sum(cpu_of_tree(child) for child in children)
 
 
+def seconds_in_queue(process_id: int) -> float:
+    """Seconds that a process's threads were ready and had no core: above zero, others took the machine."""
+    waited = 0
+    for thread in pathlib.Path(f"/proc/{process_id}/task").glob("*/schedstat"):
+        try:
+            waited += int(thread.read_text().split()[1])
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # the thread has ended
+    return waited / 1e9
+
+
 def _children(process_id: int) -> list[int]:
     try:
         threads = list(pathlib.Path(f"/proc/{process_id}/task").iterdir())
