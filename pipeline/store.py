@@ -190,6 +190,7 @@ class Store:
         Raises Fenced when a position is not where the batch starts; nothing is written then.
         """
         topic = outcome.batch.advances[0].topic
+        reach("before_transaction")
         with self.transaction() as cursor:
             move_positions(cursor, outcome.batch.advances)
             write_dead_letters(cursor, outcome.batch.dead_letters)

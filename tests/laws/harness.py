@@ -42,7 +42,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 ENCODER = HashedBagOfWords(64)
 NUM_ITEMS, NUM_PARTITIONS, TOPIC = 60, 4, "interactions"
 TYPES = (("click", 0.7), ("purchase", 0.1), ("rating", 0.05), ("dismiss", 0.1), ("impression", 0.05))
-MAX_EXITS = 30
+MAX_ENDED = 30
 OK, FAILED, FENCED, CONFIGURATION = 0, 1, 3, 78
 PATIENCE_SECONDS = 240.0  # only ends tests that would never end: two cores may be shared with much else
 
@@ -252,15 +252,14 @@ def wait_until(condition: Callable[[], bool], worker: Worker | None = None) -> N
 class Fleet:
     """Workers under a supervisor that starts another whenever one has ended.
 
-    `exits` are the codes of those that were not killed, `ends` the ends of their logs.
+    `ended` are those that were not killed.
     """
 
     deployment: Deployment
     size: int = 2
     settings: Mapping[str, object] = field(default_factory=dict)
     workers: list[Worker] = field(default_factory=list)
-    exits: list[int] = field(default_factory=list)
-    ends: list[str] = field(default_factory=list)
+    ended: list[Worker] = field(default_factory=list)
     num_started: int = 0
 
     def __enter__(self) -> Self:
@@ -279,8 +278,7 @@ class Fleet:
         """Replace the workers that have ended."""
         for place, worker in enumerate(self.workers):
             if worker.code is not None:
-                self.exits.append(worker.code)
-                self.ends.append(worker.log[-3000:])
+                self.ended.append(worker)
                 self.workers[place] = self._start()
 
     def kill(self, draw: random.Random) -> None:
@@ -300,9 +298,9 @@ class Fleet:
     def wait_until(self, condition: Callable[[], bool]) -> None:
         deadline = time.monotonic() + PATIENCE_SECONDS
         while not condition():
-            logs = "\n--\n".join(worker.log[-2000:] for worker in self.workers)
-            assert time.monotonic() < deadline, f"never happened; exits {self.exits}, logs:\n{logs}"
-            assert len(self.exits) < MAX_EXITS, f"they end by themselves, {self.exits}, logs:\n{logs}"
+            logs = "\n--\n".join(worker.log[-2000:] for worker in [*self.ended[-2:], *self.workers])
+            assert time.monotonic() < deadline, f"never happened; logs:\n{logs}"
+            assert len(self.ended) < MAX_ENDED, f"they end by themselves; logs:\n{logs}"
             self.tend_for(0.2)
 
     def wait_until_caught_up(self) -> None:

@@ -89,8 +89,10 @@ def forwarded(port: int, address: str) -> Iterator[None]:
     with closing(socket.create_server(("127.0.0.1", port))) as listener:
         thread = threading.Thread(target=serve)
         thread.start()
-        yield
-        listener.shutdown(socket.SHUT_RDWR)
+        try:
+            yield
+        finally:
+            listener.shutdown(socket.SHUT_RDWR)
     thread.join()
 
 
