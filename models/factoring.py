@@ -53,7 +53,7 @@ def factor(
     scales = []
     for p, matrix in enumerate(matrices):
         scores = user_scores(matrix, support, gains[..., p])
-        scales.append(scores.std(1).mean().clamp(min=1e-9))
+        scales.append(scores.square().mean(1).sqrt().mean().clamp(min=1e-9))
         weighted = standardise(scores) * shares[:, p : p + 1]
         second += weighted.T @ weighted
     out = _principal(second, min(num_dims, num_items)) * num_items**0.5

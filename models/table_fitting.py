@@ -129,7 +129,7 @@ def _counts(interactions: Interactions, history: History) -> Tensor:
 
 
 def _sample(history: History, seed: int) -> Tensor:
-    """Pick at most _TABLE_TASKS events that have a support, ascending."""
-    candidates = torch.arange(len(history.order))[history.position > 0]
+    """Pick at most _TABLE_TASKS events, ascending: of those that have a support, where there are any."""
+    candidates = (history.position >= min(1, int(history.position.max()))).nonzero()[:, 0]
     generator = torch.Generator().manual_seed(seed)
     return candidates[torch.randperm(len(candidates), generator=generator)[:_TABLE_TASKS]].sort().values
