@@ -2,6 +2,7 @@
 
 import pathlib
 import shutil
+import sys
 import tempfile
 import uuid
 from collections.abc import Iterator
@@ -62,6 +63,14 @@ def short_lived_folder() -> Iterator[pathlib.Path]:
         yield folder
     finally:
         shutil.rmtree(folder)
+
+
+@pytest.fixture(autouse=True)
+def denormal_numbers() -> Iterator[None]:
+    """Give them back to the process after a test that flushed them, as the worker does: Hypothesis draws them."""
+    yield
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_flush_denormal(False)
 
 
 @pytest.fixture(scope="session")
