@@ -6,7 +6,8 @@ import pytest
 
 from tests.brokers import Tansu
 from tests.conftest import Database
-from tests.laws.harness import Deploy, assert_as_twin, assert_law, lag, position, send, stream, wait_until
+from tests.laws.harness import Deploy, lag, position, send, stream, wait_until
+from tests.laws.judgement import assert_as_twin, assert_law
 
 KILLED = -9
 NUM_LIVES = 2

@@ -11,19 +11,8 @@ import pytest
 
 from tests.brokers import Tansu
 from tests.conftest import Database, Postgres
-from tests.laws.harness import (
-    OK,
-    Deploy,
-    Deployment,
-    Feeder,
-    assert_as_twin,
-    assert_law,
-    lag,
-    position,
-    send,
-    stream,
-    wait_until,
-)
+from tests.laws.harness import OK, Deploy, Deployment, Feeder, lag, position, send, stream, wait_until
+from tests.laws.judgement import assert_as_twin, assert_law
 
 
 @contextmanager

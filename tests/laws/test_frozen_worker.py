@@ -19,13 +19,12 @@ from tests.laws.harness import (
     Feeder,
     Fleet,
     Worker,
-    assert_as_twin,
-    assert_law,
     position,
     query,
     stream,
     wait_until,
 )
+from tests.laws.judgement import assert_as_twin, assert_law
 
 PARTITIONS = [f"interactions[{partition}]" for partition in range(NUM_PARTITIONS)]
 # Who moved a position, in the order of the moves: the application name that a worker's database URL gives it.

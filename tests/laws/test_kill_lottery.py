@@ -11,19 +11,8 @@ import pytest
 
 from tests.brokers import ApacheKafka, Tansu
 from tests.conftest import Database
-from tests.laws.harness import (
-    FENCED,
-    Deploy,
-    Deployment,
-    Feeder,
-    Fleet,
-    assert_as_twin,
-    assert_law,
-    contents,
-    replay,
-    send,
-    stream,
-)
+from tests.laws.harness import FENCED, Deploy, Deployment, Feeder, Fleet, send, stream
+from tests.laws.judgement import assert_as_twin, assert_law, contents, replay
 
 SESSION_SECONDS = 6  # the least that Apache Kafka accepts
 # kafka-python leaves the sockets of refused connections to the garbage collector: here, and not in a later test.

@@ -25,8 +25,6 @@ from tests.laws.harness import (
     Deployment,
     Feeder,
     Launcher,
-    assert_as_twin,
-    assert_law,
     fill_catalogue,
     lag,
     position,
@@ -34,6 +32,7 @@ from tests.laws.harness import (
     stream,
     wait_until,
 )
+from tests.laws.judgement import assert_as_twin, assert_law
 
 
 def test_sigterm_under_load_drains_and_the_next_worker_goes_on(broker: Tansu, deploy: Deploy, twin: Database) -> None:
