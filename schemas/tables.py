@@ -184,6 +184,25 @@ dead_letters = Table(
     Index("dead_letters_reason", "reason", "first_seen"),
 )
 
+retrain_requests = Table(
+    "retrain_requests",
+    metadata,
+    Column("request", BigInteger, Identity(), primary_key=True),
+    _stamp("requested_at"),
+    _required("reason", Text),
+    Column("decision", BigInteger, unique=True),
+    _required("window_from_ms", BigInteger),
+    _required("window_to_ms", BigInteger),
+    _required("status", Text, text("'pending'")),
+    Column("leased_by", Text),
+    Column("leased_until", DateTime(timezone=True)),
+    _required("attempts", Integer, text("0")),
+    # use_alter: the two tables refer to each other
+    Column("version", Integer, ForeignKey(f"{SCHEMA}.meta_versions.version", use_alter=True)),
+    Column("finished_at", DateTime(timezone=True)),
+    Column("error", Text),
+)
+
 meta_versions = Table(
     "meta_versions",
     metadata,
@@ -197,7 +216,30 @@ meta_versions = Table(
     _required("provenance", JSONB, text("'{}'")),
     _stamp("created_at"),
     Column("live_since", DateTime(timezone=True)),
+    Column("request", BigInteger, ForeignKey(f"{SCHEMA}.retrain_requests.request"), unique=True),
+    Column("window_from_ms", BigInteger),
+    Column("window_to_ms", BigInteger),
+    _required("judgement", JSONB, text("'{}'")),
+    Column("canary_partitions", INT4S),
+    Column("canary_since", DateTime(timezone=True)),
+    _stamp("changed_at"),
+    _required("changed_by", Text, text("SESSION_USER")),
+    _required("reason", Text, text("''")),
     Index("meta_versions_one_live", "status", unique=True, postgresql_where=text("status = 'live'")),
+    Index("meta_versions_one_canary", "status", unique=True, postgresql_where=text("status = 'canary'")),
+)
+
+audit = Table(
+    "audit",
+    metadata,
+    Column("audit", BigInteger, Identity(), primary_key=True),
+    _required("at", DateTime(timezone=True), func.clock_timestamp()),
+    _required("login", Text, text("SESSION_USER")),
+    _required("actor", Text),
+    _required("action", Text),
+    _required("subject", Text),
+    _required("detail", JSONB, text("'{}'")),
+    Index("audit_subject", "subject", "audit"),
 )
 
 popular_items = Table(

@@ -204,6 +204,10 @@ def test_a_login_without_any_role_is_refused(database: Database, services: Postg
         "DELETE FROM innerloop.dead_letters",
         "DELETE FROM innerloop.prequential",
         "UPDATE innerloop.prequential SET meta_version = 2",
+        "UPDATE innerloop.audit SET actor = 'nobody'",
+        "DELETE FROM innerloop.audit",
+        "DELETE FROM innerloop.meta_versions",
+        "DELETE FROM innerloop.retrain_requests",
         "UPDATE innerloop.alembic_version SET version_num = '0'",
     ],
 )
@@ -268,13 +272,51 @@ def test_a_user_row_that_readers_could_not_trust_cannot_be_written(writer: Engin
         add_user(connection, "u", **wrong)
 
 
-def test_only_one_version_is_live(writer: Engine) -> None:
-    row = {"artefact": "a.safetensors", "sha256": "0" * 64, "encoder": "hashed"}
+VERSION: dict[str, Any] = {"artefact": "a.safetensors", "sha256": "0" * 64, "encoder": "hashed"}
+CANARY: dict[str, Any] = {"status": "canary", "canary_partitions": [0], "canary_since": text("now()")}
+REQUEST: dict[str, Any] = {"reason": "drift", "decision": 7, "window_from_ms": 0, "window_to_ms": 1000}
+
+
+@pytest.mark.parametrize(("kind", "values"), [("live", {"status": "live"}), ("canary", CANARY)])
+def test_only_one_version_is_live_and_only_one_a_canary(writer: Engine, kind: str, values: dict[str, Any]) -> None:
     with writer.begin() as connection:
-        connection.execute(insert(tables.meta_versions).values(status="live", **row))
-        connection.execute(insert(tables.meta_versions).values(status="challenger", **row))
-    with pytest.raises(IntegrityError, match="one_live"), writer.begin() as connection:
-        connection.execute(update(tables.meta_versions).values(status="live"))
+        connection.execute(insert(tables.meta_versions).values(**VERSION | values))
+        connection.execute(insert(tables.meta_versions).values(status="challenger", **VERSION))
+    with pytest.raises(IntegrityError, match=f"one_{kind}"), writer.begin() as connection:
+        connection.execute(update(tables.meta_versions).values(**values))
+
+
+def test_a_canary_names_its_partitions(writer: Engine) -> None:
+    with pytest.raises(IntegrityError, match="meta_versions_canary"), writer.begin() as connection:
+        connection.execute(insert(tables.meta_versions).values(**VERSION | CANARY | {"canary_partitions": []}))
+
+
+def test_a_request_leads_to_one_version_and_a_decision_to_one_request(writer: Engine) -> None:
+    with writer.begin() as connection:
+        made = connection.scalar(insert(tables.retrain_requests).values(REQUEST).returning(text("request")))
+        row = {"status": "challenger", "request": made, **VERSION}
+        connection.execute(insert(tables.meta_versions).values(row))
+    with pytest.raises(IntegrityError, match="one_per_request"), writer.begin() as connection:
+        connection.execute(insert(tables.meta_versions).values(row))
+    with pytest.raises(IntegrityError, match="one_per_decision"), writer.begin() as connection:
+        connection.execute(insert(tables.retrain_requests).values(REQUEST))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"status": "leased"},
+        {"status": "leased", "leased_by": "a trainer"},
+        {"leased_by": "a trainer", "leased_until": text("now()")},
+        {"status": "done", "finished_at": text("now()")},
+        {"status": "failed", "finished_at": text("now()")},
+        {"status": "failed", "error": "no events"},
+        {"window_to_ms": 0},
+    ],
+)
+def test_a_request_that_contradicts_itself_cannot_be_written(writer: Engine, wrong: dict[str, Any]) -> None:
+    with pytest.raises(IntegrityError, match="retrain_requests"), writer.begin() as connection:
+        connection.execute(insert(tables.retrain_requests).values(**REQUEST | wrong))
 
 
 def test_a_record_is_dead_lettered_once(writer: Engine) -> None:
