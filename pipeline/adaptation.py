@@ -135,7 +135,7 @@ class Adaptation:
             batch,
             slots[last],
             self._list(slots[last], events.priors, events.prior_rows[last] // NUM_BUCKETS * NUM_BUCKETS),
-            self._prequential(events),
+            self._prequential(batch, events),
             *segments,
             {partition: self.statistics[partition] for partition in np.unique(events.partition).tolist()},
             {partition: self.popular(partition) for partition in changed},
@@ -262,18 +262,31 @@ class Adaptation:
             ranks = torch.stack([step.rank_adapted, step.rank_start, step.rank_popular])
             events.ranks[:, now] = ranks[:, :size].cpu().numpy()
 
-    def _prequential(self, events: _Events) -> Prequential:
+    def _prequential(self, batch: MicroBatch, events: _Events) -> Prequential:
         chosen = np.flatnonzero(events.positive)
+        interactions = [batch.events[place] for place in chosen.tolist()]
+        held = np.append(self.catalogue.tables.trained_index.cpu().numpy() >= 0, False)  # row -1 is no row
+        counts = {
+            partition: np.bincount(events.types[events.partition == partition], minlength=len(CODES))
+            for partition in np.unique(events.partition).tolist()
+        }
         return Prequential(
-            events.partition[chosen],
-            events.offset[chosen],
-            events.record_ms[chosen],
-            self.table.user_ids(events.slots[chosen]),
-            events.items[chosen],
-            events.types[chosen],
-            events.num_events[chosen],
-            *events.losses[:, chosen],
-            *events.ranks[:, chosen],
+            partition=events.partition[chosen],
+            offset=events.offset[chosen],
+            record_ms=events.record_ms[chosen],
+            user_ids=self.table.user_ids(events.slots[chosen]),
+            item_nos=events.items[chosen],
+            types=events.types[chosen],
+            num_events=events.num_events[chosen],
+            loss_adapted=events.losses[0, chosen],
+            loss_start=events.losses[1, chosen],
+            rank_adapted=events.ranks[0, chosen],
+            rank_start=events.ranks[1, chosen],
+            rank_popular=events.ranks[2, chosen],
+            event_ms=np.fromiter((event.ts_ms for event in interactions), np.int64, len(chosen)),
+            new_items=~held[self.catalogue.row_of[events.items[chosen]]],
+            scenes=[event.scene for event in interactions],
+            applied_types=counts,
         )
 
     def _list(self, slots: Ints, stacked: Tensor, bases: Ints) -> Lists:

@@ -24,6 +24,7 @@ Counts = NDArray[np.int64]
 # element type → (numpy big-endian type, type oid)
 INT2, INT4, INT8 = (">i2", 21), (">i4", 23), (">i8", 20)
 FLOAT4, FLOAT8 = (">f4", 700), (">f8", 701)
+BOOL = ("|b1", 16)
 TEXT_OID = 25
 _HEADER = b"PGCOPY\n\xff\r\n\0" + bytes(8)
 _TRAILER = b"\xff\xff"
@@ -33,7 +34,7 @@ _ARRAY_HEAD, _EMPTY_ARRAY = 20, 12  # bytes; an empty array has no dimensions
 
 @dataclass(frozen=True, slots=True)
 class Scalar:
-    """One number per row. values: [U]; kind: one of INT2 … FLOAT8."""
+    """One number per row. values: [U]; kind: one of INT2 … BOOL."""
 
     values: NDArray[np.generic]
     kind: tuple[str, int]

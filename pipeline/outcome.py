@@ -17,7 +17,15 @@ from pipeline.support import Ints, Segments
 
 @dataclass(slots=True)
 class Prequential:
-    """What was predicted before each positive [E], in (partition, offset) order."""
+    """What was predicted before each positive [E], in (partition, offset) order, and what else was applied.
+
+    Attributes:
+        event_ms: the events' own time; record_ms is Kafka's.
+        new_items: whether the version never saw the item.
+        scenes: what the events say of where they happened, None where nothing.
+        applied_types: events applied of each partition, by type code.
+
+    """
 
     partition: Ints
     offset: Ints
@@ -31,6 +39,10 @@ class Prequential:
     rank_adapted: Ints
     rank_start: Ints
     rank_popular: Ints
+    event_ms: Ints
+    new_items: NDArray[np.bool_]
+    scenes: list[str | None]
+    applied_types: dict[int, Ints]
 
 
 @dataclass(slots=True)

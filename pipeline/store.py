@@ -66,7 +66,8 @@ TRIM_SEEN_ITEMS = """DELETE FROM innerloop.seen_items s USING unnest(%s::text[],
     WHERE s.user_id = t.user_id AND s.segment <= t.segment"""
 COPY_PREQUENTIAL = """COPY innerloop.prequential
     (topic, partition, first_offset, next_offset, recorded_at, meta_version, offsets, record_times, user_ids, item_nos,
-    types, num_events, loss_adapted, loss_start, rank_adapted, rank_start, rank_popular) FROM STDIN (FORMAT binary)"""
+    types, num_events, loss_adapted, loss_start, rank_adapted, rank_start, rank_popular, event_times, new_items, scenes,
+    scene_names, applied_types) FROM STDIN (FORMAT binary)"""
 LOAD_USERS = """SELECT user_id, partition, last_offset, num_events, num_applied, support_items, support_types, adapter,
     adapter_events, meta_version, recent_ids, recent_bodies, recent_seen, num_seen
     FROM innerloop.user_state WHERE user_id = ANY(%s)"""
@@ -202,7 +203,7 @@ class Store:
             self._write_segments(cursor, outcome)
             _write_statistics(cursor, topic, outcome.statistics)
             _write_popular(cursor, topic, outcome.popular, outcome.version)
-            if len(outcome.prequential.offset):
+            if outcome.prequential.applied_types:
                 cursor.copy_expert(COPY_PREQUENTIAL, prequential_copy(outcome, recorded_at=time.time()))
             reach("before_commit")
         reach("after_commit")

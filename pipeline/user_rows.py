@@ -3,13 +3,28 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.binary_copy import FLOAT4, FLOAT8, INT2, INT4, INT8, Column, Ragged, Scalar, binary_copy, text, text_array
+from pipeline.binary_copy import (
+    BOOL,
+    FLOAT4,
+    FLOAT8,
+    INT2,
+    INT4,
+    INT8,
+    Column,
+    Ragged,
+    Scalar,
+    binary_copy,
+    text,
+    text_array,
+)
 from pipeline.outcome import Outcome
 from pipeline.support import Ints, Segments, UserTable, tail_length
+from schemas.event_types import CODES
 
 _POSTGRES_EPOCH = 946_684_800  # 2000-01-01 in Unix seconds
 
@@ -53,9 +68,11 @@ def segments_copy(segments: Segments) -> io.BytesIO:
 
 
 def prequential_copy(outcome: Outcome, *, recorded_at: float) -> io.BytesIO:
-    """One row of `prequential` for each partition with predictions. recorded_at: Unix seconds."""
+    """One row of `prequential` for each partition with applied events. recorded_at: Unix seconds."""
     record = outcome.prequential
-    partitions, start, lengths = np.unique(record.partition, return_index=True, return_counts=True)
+    partitions = np.array(sorted(record.applied_types), np.int64)
+    start, ends = (np.searchsorted(record.partition, partitions, side=side) for side in ("left", "right"))
+    lengths = ends - start
     moved = {advance.partition: advance for advance in outcome.batch.advances}
     num = len(partitions)
 
@@ -68,6 +85,7 @@ def prequential_copy(outcome: Outcome, *, recorded_at: float) -> io.BytesIO:
     def number(name: str) -> Ints:
         return np.array([getattr(moved[partition], name) for partition in partitions.tolist()], np.int64)
 
+    scenes = [_numbered(record.scenes[first:end]) for first, end in zip(start, ends, strict=True)]
     columns: list[Column] = [
         text([outcome.batch.advances[0].topic] * num),
         Scalar(partitions, INT4),
@@ -77,7 +95,7 @@ def prequential_copy(outcome: Outcome, *, recorded_at: float) -> io.BytesIO:
         Scalar(np.full(num, outcome.version), INT4),
         array(record.offset, INT8),
         array(record.record_ms, INT8),
-        text_array([record.user_ids[first : first + n] for first, n in zip(start, lengths, strict=True)]),
+        text_array([record.user_ids[first:end] for first, end in zip(start, ends, strict=True)]),
         array(record.item_nos, INT4),
         array(record.types, INT2),
         array(record.num_events, INT4),
@@ -86,5 +104,17 @@ def prequential_copy(outcome: Outcome, *, recorded_at: float) -> io.BytesIO:
         array(record.rank_adapted, INT4),
         array(record.rank_start, INT4),
         array(record.rank_popular, INT4),
+        array(record.event_ms, INT8),
+        array(record.new_items, BOOL),
+        array(np.array([number for numbers, _ in scenes for number in numbers], np.int16), INT2),
+        text_array([names for _, names in scenes]),
+        Ragged(np.stack([record.applied_types[p] for p in partitions.tolist()]), np.full(num, len(CODES)), INT4),
     ]
     return io.BytesIO(binary_copy(columns))
+
+
+def _numbered(scenes: Sequence[str | None]) -> tuple[list[int], list[str]]:
+    """Each scene's place in the list of those that occur, from 1; 0 for none. A batch has few."""
+    names = sorted({scene for scene in scenes if scene is not None})
+    place: dict[str | None, int] = {None: 0} | {name: number for number, name in enumerate(names, 1)}
+    return [place[scene] for scene in scenes], names

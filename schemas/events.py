@@ -40,6 +40,7 @@ class Interaction(msgspec.Struct, frozen=True, gc=False):
 
     De-duplication compares `body_hash` (signed 32 bits, of all fields that the contract names, as they were understood,
     but event_id) and `id_hash` (signed 64 bits, of event_id), both BLAKE2b. `unknown_fields` counts what was ignored.
+    `scene` is `context.scene`, where that is fit for an id: the place in the product where the event happened.
     """
 
     event_id: str
@@ -51,6 +52,7 @@ class Interaction(msgspec.Struct, frozen=True, gc=False):
     body_hash: int
     id_hash: int
     unknown_fields: int
+    scene: str | None = None
 
 
 class CatalogueItem(msgspec.Struct, frozen=True):
@@ -164,7 +166,8 @@ def _parse_ordinary(key: bytes | None, value: bytes | None, timestamp_ms: int) -
         return None
     # The separator is in none of the parts: ids are free of control characters.
     body_hash = _body_hash(f"{user_id}\x1f{item_id}\x1f{found.type}\x1f{ts_ms}", number, context)
-    return Interaction(event_id, user_id, item_id, found.type, ts_ms, number, body_hash, _id_hash(event_id), 0)
+    id_hash, scene = _id_hash(event_id), field.scene(context)
+    return Interaction(event_id, user_id, item_id, found.type, ts_ms, number, body_hash, id_hash, 0, scene)
 
 
 def _parse_carefully(key: bytes | None, value: bytes | None, timestamp_ms: int, mapping: Mapping | None) -> Interaction:
@@ -180,7 +183,8 @@ def _parse_carefully(key: bytes | None, value: bytes | None, timestamp_ms: int, 
     field.check_key(key, user_id, "user_id")
     unknown = sum(field_name not in INTERACTION_FIELDS for field_name in found)
     body_hash = _body_hash(f"{user_id}\x1f{item_id}\x1f{name}\x1f{ts_ms}", number, context)
-    return Interaction(event_id, user_id, item_id, name, ts_ms, number, body_hash, _id_hash(event_id), unknown)
+    id_hash, scene = _id_hash(event_id), field.scene(context)
+    return Interaction(event_id, user_id, item_id, name, ts_ms, number, body_hash, id_hash, unknown, scene)
 
 
 def _plain_id(found: str | int) -> str:

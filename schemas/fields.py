@@ -60,6 +60,12 @@ def identifier(fields: dict[str, Any], name: str) -> str:
     return found
 
 
+def scene(context: dict[str, Any] | None) -> str | None:
+    """Return the context's `scene` where it could be an id; anything else is no scene, and no fault."""
+    found = context.get("scene") if context else None
+    return found if type(found) is str and is_id(found) else None
+
+
 def is_id(text: str) -> bool:
     """Say whether `text` can be an id."""
     if text.isascii() and text.isprintable():

@@ -31,7 +31,7 @@ from sqlalchemy.dialects.postgresql import ARRAY, JSONB, REAL
 SCHEMA = "innerloop"
 metadata = MetaData(schema=SCHEMA)
 
-INT2S, INT4S, INT8S = ARRAY(SmallInteger), ARRAY(Integer), ARRAY(BigInteger)
+INT2S, INT4S, INT8S, BOOLS = ARRAY(SmallInteger), ARRAY(Integer), ARRAY(BigInteger), ARRAY(Boolean)
 FLOAT4S, FLOAT8S, TEXTS = ARRAY(REAL), ARRAY(Double), ARRAY(Text)
 ID_TEXT = Text(collation="C")
 
@@ -164,6 +164,11 @@ prequential = Table(
     _required("rank_adapted", INT4S),
     _required("rank_start", INT4S),
     _required("rank_popular", INT4S),
+    _array("event_times", INT8S),
+    _array("new_items", BOOLS),
+    _array("scenes", INT2S),
+    _array("scene_names", TEXTS),
+    _array("applied_types", INT4S),
     Index("prequential_recorded_at", "recorded_at", postgresql_using="brin"),
 )
 

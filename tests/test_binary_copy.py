@@ -8,7 +8,20 @@ from contextlib import closing
 import numpy as np
 import psycopg2
 
-from pipeline.binary_copy import FLOAT4, FLOAT8, INT2, INT4, INT8, Column, Ragged, Scalar, binary_copy, text, text_array
+from pipeline.binary_copy import (
+    BOOL,
+    FLOAT4,
+    FLOAT8,
+    INT2,
+    INT4,
+    INT8,
+    Column,
+    Ragged,
+    Scalar,
+    binary_copy,
+    text,
+    text_array,
+)
 from tests.conftest import Database
 
 
@@ -28,11 +41,12 @@ def test_every_kind_of_column_comes_back_as_it_went(database: Database) -> None:
         Ragged(reals, np.full(4, 3), FLOAT8),
         Ragged(reals, np.full(4, 3), FLOAT4),
         text_array([["p", "ä"], [], [""], ["long" * 50]]),
+        Ragged(integers % 2 == 0, lengths, BOOL),
     ]
     with closing(psycopg2.connect(database.writer_url)) as connection, connection.cursor() as cursor:
         cursor.execute(
             "CREATE TEMPORARY TABLE t "
-            "(n text, a int, b bigint, c int[], d bigint[], e smallint[], f float8[], g real[], h text[])"
+            "(n text, a int, b bigint, c int[], d bigint[], e smallint[], f float8[], g real[], h text[], i boolean[])"
         )
         cursor.copy_expert("COPY t FROM STDIN (FORMAT binary)", io.BytesIO(binary_copy(columns)))
         cursor.execute("SELECT * FROM t")
@@ -51,4 +65,7 @@ def test_every_kind_of_column_comes_back_as_it_went(database: Database) -> None:
     ]
     assert [row[6] for row in rows] == reals.tolist()
     np.testing.assert_array_equal(np.array([row[7] for row in rows], np.float32), reals.astype(np.float32))
+    assert [row[9] for row in rows] == [
+        (values[:length] % 2 == 0).tolist() for values, length in zip(integers, lengths, strict=True)
+    ]
     assert [row[8] for row in rows] == [["p", "ä"], [], [""], ["long" * 50]]

@@ -386,7 +386,8 @@ def test_prequential_events_are_one_row_per_event(writer: Engine, reader: Engine
         "topic": "interactions", "partition": 0, "first_offset": 5, "next_offset": 8, "meta_version": 1,
         "offsets": [5, 7], "record_times": [0, 1500], "user_ids": ["u", "w"], "item_nos": [2, 1], "types": [2, 5],
         "num_events": [0, 3], "loss_adapted": [1.5, 2.5], "loss_start": [2.0, 3.0], "rank_adapted": [1, 2],
-        "rank_start": [3, 4], "rank_popular": [5, 0],
+        "rank_start": [3, 4], "rank_popular": [5, 0], "event_times": [0, 1], "new_items": [False, True],
+        "scenes": [0, 1], "scene_names": ["home"], "applied_types": [0, 0, 1, 0, 0, 1, 0],
     }  # fmt: skip
     with writer.begin() as connection:
         add_items(connection, 1, 2)

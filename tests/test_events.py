@@ -72,6 +72,15 @@ def test_an_ordinary_event_is_read_field_by_field() -> None:
     assert (event.ts_ms, event.value, event.unknown_fields) == (RECORD_MS, 4.5, 0)
 
 
+@pytest.mark.parametrize(
+    ("context", "scene"),
+    [({"scene": "home"}, "home"), ({"scene": 7}, None), ({"scene": "a\nb"}, None), ({"scene": ""}, None), ({}, None),
+     ({"scene": "deep", "more": {"a": [1]}}, "deep")],
+)  # fmt: skip
+def test_a_scene_is_read_where_the_context_has_one_and_is_never_a_fault(context: Any, scene: str | None) -> None:
+    assert accepted(message(context=context)).scene == scene
+
+
 @pytest.mark.parametrize("name", CODES)
 def test_every_type_of_the_contract_is_read(name: str) -> None:
     assert accepted(message(type=name)).type == name

@@ -111,7 +111,8 @@ def test_freshness_is_taken_from_the_last_minutes_events_alone(writer: Engine, r
     statement = """INSERT INTO innerloop.prequential
         SELECT 'interactions', 0, :first, :first + 2, to_timestamp(:at), 1, ARRAY[:first, :first + 1]::bigint[],
             ARRAY[:at_ms - 40, :at_ms - 20]::bigint[], ARRAY['u', 'u'], ARRAY[1, 1], ARRAY[2, 2]::smallint[],
-            ARRAY[0, 1], ARRAY[1, 1]::real[], ARRAY[1, 1]::real[], ARRAY[1, 1], ARRAY[1, 1], ARRAY[1, 1]"""
+            ARRAY[0, 1], ARRAY[1, 1]::real[], ARRAY[1, 1]::real[], ARRAY[1, 1], ARRAY[1, 1], ARRAY[1, 1],
+            ARRAY[:at_ms, :at_ms]::bigint[], ARRAY[false, false], ARRAY[0, 0]::smallint[]"""
     now = int(datetime.now(UTC).timestamp())
     assert reading.status(reader, None, TOPIC).freshness is None
     with writer.begin() as connection:
