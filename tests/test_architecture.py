@@ -15,7 +15,7 @@ WIRING = ("worker", "loop", "monitor", "trainer", "cli", "demo", "meta_training"
 OUTSIDE = {"aiokafka", "alembic", "faust", "kafka", "mode", "os", "pathlib", "psycopg2", "random", "shutil", "socket"}
 OUTSIDE |= {"sqlalchemy", "structlog", "subprocess", "tempfile", "time"}
 PURE = {"adaptation", "batching", "binary_copy", "catalogue", "drift", "item_statistics", "support", "synthetic"}
-PURE |= {"chunks", "known", "outcome", "user_rows"}
+PURE |= {"chunks", "known", "offline_worker", "outcome", "user_rows"}
 KNOWS_MODELS = {"pipeline.registry": "refuses an artefact that must not be served before its row exists"}
 
 

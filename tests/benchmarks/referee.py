@@ -17,21 +17,24 @@ import torch
 from numpy.typing import NDArray
 from rich.progress import track
 
-from tests.benchmarks.stream import OfflineWorker, load_stream, runs_of_distinct_users, train
+from tests.benchmarks.stream import StreamWorker, load_stream, train
 
 DISCOUNTS = 1 / np.log2(np.arange(10) + 2)
 DRAWS = 2000
+BATCH_EVENTS = 1024
 
 
-def judged(phase: str, home: Path, *, seed: int) -> dict[str, NDArray[np.generic]]:
+def judged(phase: str, home: Path, *, seed: int, num_partitions: int = 1) -> dict[str, NDArray[np.generic]]:
     """Meta-train before the cut, stream what follows, give the file's columns."""
     stream = load_stream(home, "tune" if phase == "tune" else "test")
     parameters = train(stream, home, seed=seed)
-    worker = OfflineWorker(stream, parameters, home)
+    worker = StreamWorker(stream, parameters, home, num_partitions=num_partitions)
     worker.remember_fitted_users()
-    for run in track(list(runs_of_distinct_users(stream)), "streaming"):
-        worker.apply(run)
-    ranks, start = (np.stack(column) for column in zip(*worker.ranker.ranks, strict=True))
+    ranks, start = (np.full(stream.next_items.shape, -1, np.float32) for _ in range(2))
+    for begin in track(range(0, len(stream.events), BATCH_EVENTS), "streaming"):
+        places, noted = worker.ranks(range(begin, min(begin + BATCH_EVENTS, len(stream.events))))
+        for columns, found in ((ranks, noted.ranks_adapted), (start, noted.ranks_start)):
+            columns[places] = torch.where(found > 0, found, -1.0).numpy()
     user_number = np.unique(stream.data.users, return_inverse=True)[1][stream.events]
     return {
         "user": user_number.astype(np.int32),
@@ -85,13 +88,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--phase", choices=["tune", "test"], default="test")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--partitions", type=int, default=1, help="users and item counts spread over so many")
     parser.add_argument("--home", type=Path, default=Path.home() / ".innerloop")
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
     started = time.monotonic()
-    columns = judged(arguments.phase, arguments.home, seed=arguments.seed)
+    columns = judged(arguments.phase, arguments.home, seed=arguments.seed, num_partitions=arguments.partitions)
     np.savez_compressed(arguments.out, allow_pickle=False, **columns)
     for name, (mean, low, high) in figures(columns).items():
         print(f"{name:28s} {mean:.4f} [{low:.4f}, {high:.4f}]")

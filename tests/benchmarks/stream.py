@@ -1,13 +1,12 @@
 """MovieLens-100K as a stream through the worker's own code, one event after the other, without Kafka and Postgres.
 
-`OfflineWorker` holds what a worker holds (users, item statistics, catalogue, ranker) and applies micro-batches with
-`pipeline.adaptation`; nothing of the model or of the support sets is written again here.
+The arithmetic is `pipeline.offline_worker`'s, which is the worker's own.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,16 +18,13 @@ from models.encoder import resolve_encoder
 from models.episodes import Interactions
 from models.meta_parameters import MetaParameters
 from models.outer_loop import meta_train
-from models.ranker import Ranker, Step, TaskBatch
-from pipeline.adaptation import Adaptation, Types
-from pipeline.batching import micro_batch
-from pipeline.catalogue import ListedItem, build_catalogue, listed_rows
+from pipeline.batching import MicroBatch
+from pipeline.catalogue import ListedItem, listed_rows
 from pipeline.datasets import MovieLens100K, Phase, load_ml100k
 from pipeline.embeddings import cached_embeddings
+from pipeline.offline_worker import Noted, OfflineWorker, Recorder
 from pipeline.outcome import Outcome
-from pipeline.support import Segments, UserTable
-from schemas.events import parse_interaction
-from tests.factories import Record, chunk
+from schemas.events import Interaction, Rejected, parse_interaction
 
 Ints = NDArray[np.int64]
 NEXT = 10
@@ -95,99 +91,48 @@ def train(stream: Stream, home: Path, *, seed: int, encoder: str = "auto") -> Me
     return parameters
 
 
-class Recorder(Ranker):
-    """A ranker that notes where the next ten items stood before each event: [·, 10] for adapted and for start."""
+class StreamWorker(OfflineWorker):
+    """The worker over one phase, with the films as its catalogue; notes the ranks of the next ten items."""
 
-    targets: list[Ints]
-    ranks: list[tuple[NDArray[np.float32], NDArray[np.float32]]]
+    ranker: Recorder
 
-    def step(
-        self, tasks: TaskBatch, priors: torch.Tensor, targets: torch.Tensor, previous: torch.Tensor | None = None
-    ) -> Step:
-        """Predict, note, learn; no user may come twice in a call."""
-        adapted, start = self.logits(tasks, priors)
-        for row in range(int((targets >= 0).sum())):
-            rows = self.targets.pop(0)
-            self.ranks.append((mean_ranks(adapted[row].numpy(), rows), mean_ranks(start[row].numpy(), rows)))
-        return super().step(tasks, priors, targets, previous)
-
-
-def mean_ranks(scores: NDArray[np.float32], targets: Ints) -> NDArray[np.float32]:
-    """1-based ranks of the target rows, ties sharing their mean; -1 for an absent target."""
-    own = scores[np.maximum(targets, 0)][:, None]
-    ranks = 1 + (scores[None] > own).sum(1) + ((scores[None] == own).sum(1) - 1) / 2
-    return np.where(targets >= 0, ranks, -1).astype(np.float32)
-
-
-class OfflineWorker:
-    """The worker's memory and arithmetic over one partition."""
-
-    def __init__(self, stream: Stream, parameters: MetaParameters, home: Path, *, encoder: str = "auto") -> None:
+    def __init__(
+        self, stream: Stream, parameters: MetaParameters, home: Path, *, encoder: str = "auto", num_partitions: int = 1
+    ) -> None:
         films = stream.data.films
         items = [ListedItem(film.item_id, number, film.text, True, True) for number, film in enumerate(films, 1)]
         texts = [item.text for item in listed_rows(items)]
         embeddings = cached_embeddings(resolve_encoder(encoder), texts, home / "cache")
+        super().__init__(
+            parameters, items, embeddings, capacity=1000, num_partitions=num_partitions, make_ranker=Recorder
+        )
         self.stream = stream
-        self.catalogue = build_catalogue(1, items, embeddings, parameters)
-        self.ranker = Recorder(parameters, self.catalogue.tables)
-        self.ranker.targets, self.ranker.ranks = [], []
-        self.table = UserTable(1000, support_size=60, state_size=0, id_horizon=1000, seen_horizon=2000)
-        self.adaptation = Adaptation(self.table, Types.of({}), top_n=50)
-        self.adaptation.activate(1, self.ranker, self.catalogue)
-        self.adaptation.statistics[0] = self.adaptation.initial_statistics(0)
+        self._place_of = {f"ml-{row}": place for place, row in enumerate(stream.events.tolist())}
 
     def remember_fitted_users(self) -> None:
         """Give users of the stream the support sets that they had before the cut; their adapters are empty."""
+        users = self.stream.data.users
+        self.remember(self._events(self.stream.fit[np.isin(users[self.stream.fit], users[self.stream.events])]))
+
+    def apply_places(self, places: Sequence[int]) -> Outcome:
+        """Apply these events of the stream as one micro-batch."""
+        batch = self.micro_batch(self._events(self.stream.events[places]))
+        queries = self.stream.next_items[self._places(batch)]
+        numbers = [[self.catalogue.number_of[str(item)] if item else 0 for item in row] for row in queries.tolist()]
+        self.ranker.expect(self.catalogue.row_of[np.array(numbers)])
+        return self.apply(batch)
+
+    def ranks(self, places: Sequence[int]) -> tuple[Ints, Noted]:
+        """Apply events, and give their places in the order in which they were noted, with what was noted."""
+        outcome = self.apply_places(places)
+        return self._places(outcome.batch), self.ranker.take_noted()
+
+    def _places(self, batch: MicroBatch) -> Ints:
+        return np.array([self._place_of[event.event_id] for event in batch.events])
+
+    def _events(self, rows: Ints) -> list[Interaction | Rejected]:
         data = self.stream.data
-        streamed = set(data.users[self.stream.events].tolist())
-        for row in self.stream.fit.tolist():
-            if int(data.users[row]) in streamed:
-                slot = self._slot(str(data.users[row]))
-                number = np.array([self.catalogue.number_of[str(data.items[row])]])
-                self.table.append_positive(slot, number, np.array([6]))
-                self.table.append_seen(slot, number, Segments())
-
-    def apply(self, places: Sequence[int]) -> Outcome:
-        """Apply these events of the stream (consecutive; offset = place in the stream) as one micro-batch."""
-        rows = self.stream.events[places]
-        events = self.stream.data.events(rows)
-        records = [
-            Record("interactions", 0, place, event["ts"], event["user_id"].encode(), json.dumps(event).encode())
-            for place, event in zip(places, events, strict=True)
+        return [
+            parse_interaction(str(event["user_id"]).encode(), json.dumps(event).encode(), event["ts"])
+            for event in data.events(rows)
         ]
-        batch = micro_batch([chunk(records)], {0: places[0]}, parse_interaction)
-        for event in batch.events:
-            self._slot(event.user_id)
-        self.ranker.targets += [self._rows(self.stream.next_items[place]) for place in places]
-        return self.adaptation.apply(batch)
-
-    def listed(self, outcome: Outcome, k: int) -> dict[str, list[str]]:
-        """The k best item ids of each user touched."""
-        ids = {number: item_id for item_id, number in self.catalogue.number_of.items()}
-        users = self.table.user_ids(outcome.slots)
-        return {
-            user: [ids[number] for number in row[:k].tolist()]
-            for user, row in zip(users, outcome.lists.item_nos, strict=True)
-        }
-
-    def _slot(self, user_id: str) -> Ints:
-        return self.table.admit([user_id], [0]) if self.table.missing([user_id]) else self.table.slots([user_id])
-
-    def _rows(self, items: Ints) -> Ints:
-        numbers = [self.catalogue.number_of[str(item)] if item else 0 for item in items.tolist()]
-        return self.catalogue.row_of[numbers]
-
-
-def runs_of_distinct_users(stream: Stream, *, longest: int = 64) -> Iterator[list[int]]:
-    """Consecutive places of the stream in which no user comes twice: one round each, in order."""
-    run: list[int] = []
-    users: set[int] = set()
-    for place, row in enumerate(stream.events.tolist()):
-        user = int(stream.data.users[row])
-        if user in users or len(run) == longest:
-            yield run
-            run, users = [], set()
-        run.append(place)
-        users.add(user)
-    if run:
-        yield run

@@ -19,7 +19,7 @@ from kafka import KafkaProducer
 from pipeline import registry
 from pipeline.topics import ensure_topics
 from schemas.database import connect_engine
-from tests.benchmarks.stream import OfflineWorker, Stream, load_stream, train
+from tests.benchmarks.stream import Stream, StreamWorker, load_stream, train
 from tests.brokers import Tansu
 from tests.conftest import Database
 
@@ -104,11 +104,11 @@ def test_events_one_by_one_give_the_lists_of_the_judged_file(
     engine.dispose()
     store_catalogue(database, stream)
     ensure_topics(broker.address, {"interactions": {}, "items": {}}, 1)
-    offline = OfflineWorker(stream, parameters, home, encoder="hashed")
+    offline = StreamWorker(stream, parameters, home, encoder="hashed")
     events = list(stream.data.events(stream.events[:num_events]))
     with worker(broker.address, database, home):
         through = Through(broker.address, database)
         for place, event in enumerate(events):
-            expected = offline.listed(offline.apply([place]), 10)[event["user_id"]]
+            expected = offline.listed(offline.apply_places([place]), 10)[event["user_id"]]
             assert through.send(event, place) == expected, f"event {place}"
         through.close()

@@ -1,0 +1,141 @@
+"""The offline worker gives what a worker gives, however its events come in, and notes what stood before each."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+import torch
+
+from models.encoder import HashedBagOfWords
+from models.ranker import Ranker
+from pipeline.catalogue import ListedItem
+from pipeline.offline_worker import MakeRanker, OfflineWorker, Recorder, TooManyUsers
+from pipeline.outcome import Outcome
+from schemas.events import Interaction, Rejected, parse_interaction
+from tests.factories import Record, chunk, event, meta_parameters, record
+
+ITEMS = sorted(f"item-{number}" for number in range(40))
+PARAMETERS = meta_parameters(ITEMS[:30])
+
+
+def worker(*, capacity: int = 50, num_partitions: int = 1, make_ranker: MakeRanker = Ranker) -> OfflineWorker:
+    torch.set_num_threads(1)
+    items = [ListedItem(item_id, number, f"text of {item_id}", True, True) for number, item_id in enumerate(ITEMS, 1)]
+    embeddings = HashedBagOfWords(16).encode([item.text for item in items])
+    return OfflineWorker(
+        PARAMETERS, items, embeddings, capacity=capacity, num_partitions=num_partitions, make_ranker=make_ranker
+    )
+
+
+def log(num_events: int, *, num_users: int = 9, seed: int = 3) -> list[Record]:
+    """Events of all types, some of items that no catalogue lists, some malformed."""
+    draw = random.Random(seed)
+    rows = []
+    for number in range(num_events):
+        kind = draw.choice(["click", "purchase", "dismiss", "impression"])
+        body = event(f"u{draw.randrange(num_users)}", draw.choice([*ITEMS, "never-listed"]), f"e{number}", kind)
+        rows.append(b"{garbage" if draw.random() < 0.05 else body)
+    return [record(row, offset) for offset, row in enumerate(rows)]
+
+
+def new_items_only(num_users: int = 6) -> list[Interaction]:
+    """Clicks that never repeat an item of the user, in a shuffled order of users."""
+    draw = random.Random(5)
+    pairs = [(f"u{user}", item) for user in range(num_users) for item in draw.sample(ITEMS[:30], 25)]  # no equal scores
+    draw.shuffle(pairs)
+    rows = [record(event(user, item, f"e{number}"), number) for number, (user, item) in enumerate(pairs)]
+    return [found for found in decoded(rows) if isinstance(found, Interaction)]
+
+
+def decoded(records: Sequence[Record]) -> list[Interaction | Rejected]:
+    return [parse_interaction(one.key, one.value, one.timestamp) for one in records]
+
+
+def judged(outcomes: Sequence[Outcome]) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:
+    """One row per positive, in order of partition and offset."""
+    names = ("partition", "offset", "item_nos", "num_events", "rank_adapted", "rank_start", "rank_popular")
+    losses = ("loss_adapted", "loss_start")
+    columns = [np.concatenate([getattr(one.prequential, name) for one in outcomes]) for name in (*names, *losses)]
+    rows = np.stack(columns, 1).astype(np.float64)
+    return rows[np.lexsort((rows[:, 1], rows[:, 0]))]
+
+
+def test_records_and_decoded_events_give_the_same_figures_however_they_are_cut() -> None:
+    records = log(900)
+    raw = worker()
+    expected = judged([raw.apply_records([chunk(records[at : at + 130])]) for at in range(0, 900, 130)])
+    for size in (900, 7):
+        again = worker()
+        assert np.array_equal(judged(list(again.replay(decoded(records), batch_events=size)))[:, :7], expected[:, :7])
+        assert np.allclose(judged(list(worker().replay(decoded(records), batch_events=size))), expected, atol=1e-6)
+        assert again.positions == raw.positions == {0: 900}
+    assert len(expected) > 300
+
+
+def test_a_user_of_several_partitions_worlds_lives_in_one() -> None:
+    several = worker(num_partitions=3)
+    outcomes = list(several.replay(decoded(log(600)), batch_events=50))
+    rows = judged(outcomes)
+    assert set(rows[:, 0]) == {0.0, 1.0, 2.0}
+    assert sum(several.positions.values()) == 600
+    dead = [letter.reason for one in outcomes for letter in one.batch.dead_letters]
+    assert set(dead) == {"BAD_JSON"}, "no user turns up in a foreign partition"
+
+
+@pytest.mark.parametrize("size", [1, 40])
+def test_the_noted_ranks_are_those_of_the_record_made_before_learning(size: int) -> None:
+    events = new_items_only()
+    noting = worker(make_ranker=Recorder)
+    ranker = noting.ranker
+    assert isinstance(ranker, Recorder)
+    rows = noting.catalogue.row_of[[noting.catalogue.number_of[one.item_id] for one in events]]
+    ranker.expect(np.stack([rows, np.full(len(rows), -1)], 1))
+    record_made = judged(list(noting.replay(events, batch_events=size)))
+    noted = ranker.take_noted()
+    assert np.array_equal(noted.ranks_adapted[:, 0].numpy(), record_made[:, 4])
+    assert np.array_equal(noted.ranks_start[:, 0].numpy(), record_made[:, 5])
+    assert (noted.ranks_adapted[:, 1] == 0).all(), "an absent query item has no rank"
+    assert (record_made[:, 4] != record_made[:, 5]).any(), "the inner step must move something"
+    for row, (own, rank) in enumerate(zip(rows.tolist(), record_made[:, 4].astype(int).tolist(), strict=True)):
+        if rank <= 10:
+            assert noted.listed_adapted[row, rank - 1] == own
+
+
+def test_remembered_history_conditions_the_start_and_leaves_the_adapter_empty() -> None:
+    events = new_items_only()
+    warm, cold = worker(), worker()
+    warm.remember(events[:100])
+    first, second = (next(one.replay(events[100:101])) for one in (warm, cold))
+    slot = warm.table.slots([events[100].user_id])
+    assert first.prequential.num_events[0] == sum(one.user_id == events[100].user_id for one in events[:100]) > 0
+    assert first.prequential.loss_start[0] != second.prequential.loss_start[0]
+    assert first.prequential.loss_start[0] == first.prequential.loss_adapted[0]
+    assert warm.table.adapter_events[slot] == 1, "of the event applied, not of those remembered"
+
+
+def test_more_users_than_slots_are_refused() -> None:
+    with pytest.raises(TooManyUsers, match="capacity=4"):
+        list(worker(capacity=4).replay(decoded(log(100))))
+
+
+def test_expected_events_that_do_not_come_are_not_passed_over() -> None:
+    noting = worker(make_ranker=Recorder)
+    assert isinstance(noting.ranker, Recorder)
+    noting.ranker.expect(np.zeros((3, 1), np.int64))
+    list(noting.replay(new_items_only()[:2]))
+    with pytest.raises(ValueError, match="1 expected events were not scored"):
+        noting.ranker.take_noted()
+
+
+def test_lists_name_items_by_their_ids() -> None:
+    offline = worker()
+    events = new_items_only()
+    outcome = list(offline.replay(events, batch_events=1000))[-1]
+    lists = offline.listed(outcome, 10)
+    had = {one.item_id for one in events if one.user_id == "u1"}
+    assert len(lists) == 6
+    assert len(lists["u1"]) == 10
+    assert not had & set(lists["u1"])
