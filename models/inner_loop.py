@@ -39,12 +39,16 @@ class InnerStep:
         return (1.0 - torch.pow(self.discount, count)) / (1.0 - self.discount)
 
     def deviation(self, state: Tensor, state_events: Tensor, num_events: Tensor) -> Tensor:
-        """Change of the user's factors [U, F], limited to the trust region; zero before `step_from` positives.
+        """Change of the user's factors [U, F], limited to the trust region; zero before `step_from` positives."""
+        step = state / (self.weight(state_events)[:, None] * self.metric + self.precision) / self.tau
+        return self.limited(step, num_events)
 
-        The length is measured by the shared metric: `tau * sqrt(dev' metric dev)` is the standard deviation of the
+    def limited(self, step: Tensor, num_events: Tensor) -> Tensor:
+        """Shorten a change of factors [U, F] to the trust region; zero before `step_from` positives (num_events [U]).
+
+        The length is measured by the shared metric: `tau * sqrt(step' metric step)` is the standard deviation of the
         change of `tau * logits` under the start's prediction.
         """
-        step = state / (self.weight(state_events)[:, None] * self.metric + self.precision) / self.tau
         length = self.tau * (step.square() * self.metric).sum(1).clamp(min=1e-12).sqrt()
         scale = (self.trust_radius / length).clamp(max=1.0)
         scale = torch.where(num_events >= self.step_from, scale, torch.zeros_like(scale))
