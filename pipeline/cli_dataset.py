@@ -60,6 +60,9 @@ def synthetic(
         list[str] | None,
         typer.Option(metavar="AT:KIND:SHARE", help="From choice AT on, another taste or exposure; repeatable."),
     ] = None,
+    repeats: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of choices that return to an item had before, by habit.")
+    ] = 0.0,
     duplicates: Annotated[float, typer.Option(min=0, max=1, help="Copies per event.")] = 0.0,
     malformed: Annotated[float, typer.Option(min=0, max=1, help="Broken messages per event.")] = 0.0,
     seed: Annotated[int, typer.Option(min=0, help="Same seed and numbers, same bytes.")] = 0,
@@ -73,13 +76,23 @@ def synthetic(
     Examples:
       innerloop dataset synthetic --out data --users 5000 --events 100000
       innerloop dataset synthetic --out data --drift 10000:taste:0.3 --drift 15000:exposure:1
+      innerloop dataset synthetic --out groceries --repeats 0.6
       innerloop dataset synthetic --out dirty --duplicates 0.05 --malformed 0.01
     """
     from pipeline.synthetic import Plan
     from pipeline.synthetic_files import write_synthetic
 
     schedule = tuple(sorted((_drift(one) for one in drift or ()), key=lambda one: one.at))
-    plan = Plan(users=users, items=items, choices=events, seed=seed, choices_per_day=per_day, drifts=schedule)
+    plan = Plan(
+        users=users,
+        items=items,
+        choices=events,
+        seed=seed,
+        choices_per_day=per_day,
+        drifts=schedule,
+        repeats=repeats,
+        habit=1.0,
+    )
     interactions, catalogue = write_synthetic(plan, out, duplicates=duplicates, malformed=malformed)
     if json:
         emit_json({"interactions": interactions, "items": catalogue})

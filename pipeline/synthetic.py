@@ -5,7 +5,8 @@ A user is a vector over the topics.  With exposure x_i (Zipf over the items), th
 
     P(i | u, t) ∝ x_i · exp(sharpness · taste_u · topics_i + daily_taste · cos(2π (hour_t − peak_i) / 24))
 
-over the items that the user has not had; a share `repeats` of the events returns to one that the user has had.
+over the items that the user has not had; a share `repeats` of the events returns to one that the user has had, with
+the probabilities above times `count_i^habit * recency^(own events since i)`, as people buy the same groceries again.
 Every choice comes with that distribution, so the best possible nDCG of a stream can be computed (`best_ndcg`).
 Letters: U users, N items, R topics.
 """
@@ -42,11 +43,15 @@ TOPICS: dict[str, str] = {
 
 @dataclass(frozen=True)
 class Drift:
-    """From choice number `at` on, a share of the users has another taste, or a share of the items other exposure."""
+    """From choice number `at` on, a share of the users has another taste, or a share of the items other exposure.
+
+    With `own`, `at` counts each user's own choices: tastes change at the same point of different histories.
+    """
 
     at: int
     kind: Literal["taste", "exposure"] = "taste"
     share: float = 1.0
+    own: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +68,10 @@ class Plan:
         daily_rate: amplitude of the rate's daily cycle, 0 to 1.
         daily_taste: amplitude of the topics' daily cycle, in logits.
         repeats: share of choices that return to an earlier item of the user.
+        habit: exponent of how often an item was had before, for returns; 0 makes habits irrelevant.
+        recency: what remains of the pull of an item per own event since, for returns; 1 forgets nothing.
+        basket: mean number of choices that a user makes in a row, none twice; 1 for independent choices.
+        arrivals: share of the stream over which the users arrive one after the other; 0 when all are there at once.
         impressions: impressions before each choice, the chosen item among them; 0 for none.
         types: types of the choices with their shares.
         drifts: what changes when, in order of `at`.
@@ -81,6 +90,10 @@ class Plan:
     daily_rate: float = 0.0
     daily_taste: float = 0.0
     repeats: float = 0.0
+    habit: float = 0.0
+    recency: float = 1.0
+    basket: float = 1.0
+    arrivals: float = 0.0
     impressions: int = 0
     types: tuple[tuple[str, float], ...] = (("click", 0.9), ("purchase", 0.1))
     drifts: tuple[Drift, ...] = ()
@@ -91,7 +104,11 @@ class Plan:
             raise ValueError(f"at least one user and item, and 1 to {len(TOPICS)} topics")
         if not (0 <= self.daily_rate < 1 and 0 <= self.repeats <= 1 and self.choices_per_day > 0):
             raise ValueError("daily_rate lies in [0, 1), repeats in [0, 1], choices_per_day above 0")
-        if any(later.at < earlier.at for earlier, later in pairwise(self.drifts)):
+        if not (0 < self.recency <= 1 and self.basket >= 1 and 0 <= self.arrivals <= 1):
+            raise ValueError("recency lies in (0, 1], basket is at least 1, arrivals lies in [0, 1]")
+        if any(drift.own and drift.kind != "taste" for drift in self.drifts):
+            raise ValueError("only tastes change at a user's own choice")
+        if any(later.at < earlier.at for earlier, later in pairwise(d for d in self.drifts if not d.own)):
             raise ValueError("drifts are in order of their event")
 
 
@@ -133,6 +150,13 @@ def catalogue(plan: Plan) -> Iterator[dict[str, Any]]:
         yield {"v": 1, "item_id": item_id(item), "text": text, "attributes": {"topic": topic}, "available": True}
 
 
+def changing_users(plan: Plan, drift: Drift) -> NDArray[np.bool_]:
+    """[U] whose taste a drift with `own` changes."""
+    chance = np.random.default_rng([plan.seed, 6, drift.at]).random(plan.users)
+    changing: NDArray[np.bool_] = chance < drift.share
+    return changing
+
+
 class _World:
     """The state of a stream that choices are drawn from: tastes, exposure, the clock, and what each user has had."""
 
@@ -143,7 +167,11 @@ class _World:
         self.tastes = self._draw_tastes(plan.users)
         self.exposure = self.rng.permutation(zipf(plan.items, plan.exposure))
         self.activity = np.cumsum(self.rng.permutation(zipf(plan.users, plan.activity)))
-        self.had: defaultdict[int, set[int]] = defaultdict(set)
+        self.had: defaultdict[int, dict[int, tuple[int, int]]] = defaultdict(dict)  # item: how often, last own choice
+        self.own_choices = np.zeros(plan.users, np.int64)
+        self.own_drifts = [(drift.at, changing_users(plan, drift)) for drift in plan.drifts if drift.own]
+        self.basket: set[int] = set()
+        self.last_user = -1
         self.now_ms = float(START_MS)
 
     def _draw_tastes(self, users: int) -> Floats:
@@ -163,6 +191,28 @@ class _World:
         daily = 1.0 + self.plan.daily_rate * np.sin(2 * np.pi * self.now_ms / DAY_MS)
         self.now_ms += self.rng.exponential(DAY_MS / (self.plan.choices_per_day * daily))
 
+    def next_user(self, number: int) -> int:
+        """Who chooses: the same user while the basket fills, then anybody who has arrived."""
+        goes_on = self.plan.basket > 1 and 0 < len(self.basket) < self.plan.items
+        if goes_on and self.rng.random() < 1 - 1 / self.plan.basket:
+            return self.last_user
+        self.basket.clear()
+        arriving = self.plan.arrivals * self.plan.choices
+        arrived = self.plan.users if number >= arriving else 1 + int(number * self.plan.users / arriving)
+        self.last_user = _one(self.activity[:arrived], self.rng)
+        return self.last_user
+
+    def choose(self, user: int, item: int) -> None:
+        """Remember a choice; tastes that change at this point of the user's history change before the next one."""
+        self.own_choices[user] += 1
+        count, _ = self.had[user].get(item, (0, 0))
+        self.had[user][item] = count + 1, int(self.own_choices[user])
+        if self.plan.basket > 1:
+            self.basket.add(item)
+        for at, changing in self.own_drifts:
+            if changing[user] and self.own_choices[user] == at:
+                self.tastes[user] = self._draw_tastes(1)[0]
+
     def truth(self, user: int) -> Floats:
         """[N] probabilities of the user's next choice."""
         logits = self.plan.sharpness * (self.mixtures @ self.tastes[user])
@@ -171,33 +221,34 @@ class _World:
             logits += self.plan.daily_taste * np.cos(2 * np.pi * (self.now_ms / DAY_MS - peaks))
         # Never quite zero: an item that only its owner would return to must keep a probability.
         wanted: Floats = self.exposure * np.exp(np.maximum(logits - logits.max(), -50.0))
-        had = list(self.had[user])
         again = np.zeros_like(wanted)
-        again[had] = wanted[had]
-        wanted[had] = 0.0
+        for item, (count, last) in self.had[user].items():
+            pull = count**self.plan.habit * max(self.plan.recency ** (self.own_choices[user] - last), 1e-12)
+            again[item], wanted[item] = wanted[item] * pull, 0.0
+        again[list(self.basket)] = 0.0
         share = self.plan.repeats
-        if not had or len(had) == len(wanted):
-            share = 1.0 if had else 0.0
+        if again.sum() == 0 or wanted.sum() == 0:
+            share = 1.0 if wanted.sum() == 0 else 0.0
         mixed: Floats = (1 - share) * wanted / max(wanted.sum(), 1e-300) + share * again / max(again.sum(), 1e-300)
         return mixed
 
 
 def draw_events(plan: Plan) -> Iterator[Drawn]:
     """The stream of a plan, in order of time, each choice with its truth."""
-    world, drifts = _World(plan), deque(plan.drifts)
+    world, drifts = _World(plan), deque(drift for drift in plan.drifts if not drift.own)
     names = [name for name, _ in plan.types]
     shares = np.array([share for _, share in plan.types])
     for number in range(plan.choices):
         while drifts and drifts[0].at <= number:
             world.drift(drifts.popleft())
         world.advance_clock()
-        user = _one(world.activity, world.rng)
+        user = world.next_user(number)
         truth = world.truth(user)
         item = _one(np.cumsum(truth), world.rng)
         yield from _impressions(world, number, user, item)
         kind = names[_one(np.cumsum(shares), world.rng)]
         yield Drawn(_event(f"c-{number}", user, item, kind, world.now_ms), user, item, truth)
-        world.had[user].add(item)
+        world.choose(user, item)
 
 
 def _impressions(world: _World, number: int, user: int, chosen: int) -> Iterator[Drawn]:

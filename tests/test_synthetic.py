@@ -15,6 +15,7 @@ from pipeline.synthetic import (
     Plan,
     best_ndcg,
     catalogue,
+    changing_users,
     draw_events,
     item_topics,
     zipf,
@@ -124,6 +125,54 @@ def test_tastes_drift_for_the_stated_share_of_users_from_the_stated_event_on() -
     assert sum(changes) == pytest.approx(len(changes) / 2, abs=2)
 
 
+def test_tastes_change_at_the_users_own_choice_and_only_for_the_users_named() -> None:
+    drift = Drift(at=12, share=0.5, own=True)
+    of = plan(users=20, choices=600, activity=0.0, items=500, drifts=(drift,))
+    ratios: dict[int, list[float]] = {}
+    for one in draw_events(of):
+        assert one.truth is not None
+        ratio = np.log(one.truth[0] / one.truth[1]) if min(one.truth[0], one.truth[1]) > 0 else np.nan
+        ratios.setdefault(one.user, []).append(float(ratio))
+    changing = changing_users(of, drift)
+    assert 4 <= changing.sum() <= 16
+    for user, values in ratios.items():
+        changes = [n for n, (a, b) in enumerate(pairwise(values), 1) if abs(a - b) > 1e-9]
+        assert changes == ([12] if changing[user] else []), "the thirteenth choice is the first of the new taste"
+
+
+def test_habits_return_to_what_was_had_often_and_lately() -> None:
+    had: dict[int, list[int]] = {}
+    of = plan(items=60, choices=3000, activity=0.0, sharpness=0.0, exposure=0.0, repeats=0.8, habit=2.0, recency=0.9)
+    for one in draw_events(of):
+        assert one.truth is not None
+        mine = had.setdefault(one.user, [])
+        if 1 < len(set(mine)) < of.items:
+            pull = {i: mine.count(i) ** 2 * 0.9 ** (len(mine) - 1 - max(k for k, j in enumerate(mine) if j == i))
+                    for i in set(mine)}  # fmt: skip
+            for item, value in pull.items():
+                assert one.truth[item] == pytest.approx(0.8 * value / sum(pull.values()))
+        mine.append(one.item)
+
+
+def test_a_basket_is_one_users_and_holds_nothing_twice() -> None:
+    drawn = list(draw_events(plan(users=300, choices=3000, activity=0.0, repeats=0.9, basket=4.0)))
+    baskets: list[list[int]] = [[]]
+    for before, after in pairwise(drawn):
+        baskets[-1].append(before.item)
+        if before.user != after.user:
+            baskets.append([])
+    assert np.mean([len(basket) for basket in baskets]) == pytest.approx(4.0, rel=0.15)
+    # the same user may be drawn twice in a row by chance, hence not all
+    assert np.mean([len(set(basket)) == len(basket) for basket in baskets]) > 0.98
+
+
+def test_users_arrive_one_after_the_other() -> None:
+    drawn = list(draw_events(plan(users=100, choices=2000, activity=0.0, arrivals=0.5)))
+    assert {one.user for one in drawn[:200]} <= set(range(20))
+    assert max(one.user for one in drawn[:500]) < 50
+    assert len({one.user for one in drawn[1000:]}) > 90
+
+
 def test_exposure_drifts_while_tastes_stay() -> None:
     # Without taste the truth is exposure: a permutation of the same numbers, other ones after the drift.
     truths = mean_truths(plan(users=400, sharpness=0.0, activity=0.0, drifts=(Drift(at=200, kind="exposure"),)))
@@ -162,10 +211,18 @@ def test_impressions_show_the_chosen_item_before_the_choice() -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"users": 0}, {"topics": 13}, {"daily_rate": 1.0}, {"repeats": 1.5}, {"drifts": (Drift(at=9), Drift(at=3))}],
+    [
+        {"users": 0},
+        {"topics": 13},
+        {"daily_rate": 1.0},
+        {"repeats": 1.5},
+        {"drifts": (Drift(at=9), Drift(at=3))},
+        {"basket": 0.5},
+        {"drifts": (Drift(at=9, kind="exposure", own=True),)},
+    ],
 )
 def test_a_plan_that_means_nothing_is_refused(wrong: dict[str, object]) -> None:
-    with pytest.raises(ValueError, match=r"users|topics|daily_rate|repeats|drifts"):
+    with pytest.raises(ValueError, match=r"users|topics|daily_rate|repeats|drifts|basket|tastes"):
         plan(**wrong)
 
 
