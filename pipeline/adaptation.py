@@ -98,12 +98,27 @@ class Adaptation:
         self._recommend_seen_setting = recommend_seen
         self._priors: dict[int, tuple[int, Tensor]] = {}
 
-    def activate(self, version: int, ranker: Ranker, catalogue: Catalogue) -> None:
-        """Take a meta version and a catalogue snapshot into use from the next micro-batch on."""
+    def beside(self) -> Adaptation:
+        """Another, over the same users and statistics, for partitions under another version."""
+        other = Adaptation(self.table, self._types, top_n=self._top_n, recommend_seen=self._recommend_seen_setting)
+        other.statistics = self.statistics
+        return other
+
+    def activate(
+        self,
+        version: int,
+        ranker: Ranker,
+        catalogue: Catalogue,
+        state_maps: Mapping[int, NDArray[np.float64]] | None = None,
+    ) -> None:
+        """Take a meta version and a catalogue snapshot into use from the next micro-batch on.
+
+        `state_maps` [F of it, F], by earlier version, carry users' inner states over; other states begin anew.
+        """
         self.version, self.ranker, self.catalogue = version, ranker, catalogue
+        self._state_maps = state_maps or {}
         setting = self._recommend_seen_setting
-        if self.table.adapter.shape[1] != ranker.state_size:
-            self.table.adapter = np.zeros((self.table.capacity, ranker.state_size), np.float32)
+        self.table.widen(ranker.state_size)
         self._recommend_seen = ranker.parameters.recommend_seen if setting is None else setting
         self._row_nos = torch.from_numpy(catalogue.item_nos)
         self._priors = {}
@@ -123,7 +138,7 @@ class Adaptation:
     def apply(self, batch: MicroBatch) -> Outcome:
         """Decide every event's fate and adapt every user touched. All users must have slots, all items numbers."""
         slots = self._settle_fates(batch, self.table.slots([event.user_id for event in batch.events]))
-        self._reset_older_versions(slots)
+        self._adopt(slots)
         events = self._events(batch, slots)
         changed = self._read_priors(events)
         segments = Segments(), Segments()
@@ -140,6 +155,7 @@ class Adaptation:
             {partition: self.statistics[partition] for partition in np.unique(events.partition).tolist()},
             {partition: self.popular(partition) for partition in changed},
             self.version,
+            self.ranker.state_size,
         )
 
     def popular(self, partition: int) -> Lists:
@@ -176,11 +192,22 @@ class Adaptation:
         }[fate]
         return dead_letter(batch.records[index], reason, detail)
 
-    def _reset_older_versions(self, slots: Ints) -> None:
-        stale = slots[self.table.meta_version[slots] != self.version]
-        self.table.adapter[stale] = 0
-        self.table.adapter_events[stale] = 0
-        self.table.meta_version[stale] = self.version
+    def _adopt(self, slots: Ints) -> None:
+        """Carry states of other versions over to this one, by its maps where it has one; nothing is replayed."""
+        table, size = self.table, self.ranker.state_size
+        stale = np.unique(slots[table.meta_version[slots] != self.version])
+        found = table.meta_version[stale]
+        for version in np.unique(found).tolist():
+            mine = stale[found == version]
+            state_map = self._state_maps.get(version)
+            if state_map is None:
+                table.adapter[mine], table.adapter_events[mine] = 0, 0
+                continue
+            # In double precision, so that a row does not depend on which others are mapped beside it.
+            mapped = table.adapter[mine, : len(state_map)].astype(np.float64) @ state_map
+            table.adapter[mine] = 0
+            table.adapter[mine, :size] = mapped
+        table.meta_version[stale] = self.version
 
     def _events(self, batch: MicroBatch, slots: Ints) -> _Events:
         number_of, num = self.catalogue.number_of, len(slots)
@@ -256,7 +283,8 @@ class Adaptation:
                 _padded(column, -1).to(tasks.support.device) for column in (rows[now], _previous(slots))
             )
             step = self.ranker.step(tasks, events.priors, targets, previous)
-            self.table.adapter[slots] = step.state[:size].cpu().numpy()  # of a user's several states the last stays
+            # of a user's several states the last stays
+            self.table.adapter[slots, : self.ranker.state_size] = step.state[:size].cpu().numpy()
             self.table.adapter_events[slots] = step.state_events[:size].cpu().numpy()
             events.losses[:, now] = torch.stack([step.loss_adapted, step.loss_start])[:, :size].cpu().numpy()
             ranks = torch.stack([step.rank_adapted, step.rank_start, step.rank_popular])
@@ -317,7 +345,7 @@ class Adaptation:
             "support": _padded(self.catalogue.row_of[known.support_items[:, -size:]], -1),
             "weights": _padded(self._types.weight[known.support_types[:, -size:]], 0),
             "num_events": _padded(num_events, 0),
-            "state": _padded(table.adapter[slots], 0),
+            "state": _padded(table.adapter[slots, : self.ranker.state_size], 0),
             "state_events": _padded(table.adapter_events[slots], 0),
             "excluded": _padded(self._excluded(known.marks), -1),
             "prior_rows": _padded(prior_rows, 0),

@@ -14,15 +14,12 @@ from functools import partial
 from typing import TypeVar
 
 import structlog
-from torch import Tensor
 
-from models.meta_parameters import MetaParameters
-from models.ranker import Ranker
 from pipeline.adaptation import Adaptation
 from pipeline.batching import Advance, DeadLetter, MicroBatch, Parse, dead_letter, micro_batch
-from pipeline.catalogue import build_catalogue, listed_rows
 from pipeline.catalogue_store import number_items, read_items, write_items
 from pipeline.chunks import Chunk
+from pipeline.loop_versions import Sources, Versions
 from pipeline.store import Fenced, Store, StoreUnavailable
 from schemas.errors import ConfigurationError
 from schemas.events import Rejected, parse_item
@@ -48,14 +45,6 @@ class DeadLetterFlood(ConfigurationError):
     """Most of the recent events were malformed: a bad deployment of a producer must not dead-letter a whole topic."""
 
 
-@dataclass(frozen=True, slots=True)
-class Sources:
-    """Where a version's parameters come from, and the text embeddings [N, T] that they expect."""
-
-    parameters: Callable[[int], MetaParameters]
-    embeddings: Callable[[Sequence[str], MetaParameters], Tensor]
-
-
 @dataclass(slots=True)
 class Measures:
     """What the last batches did, for the log: counts, and milliseconds from Kafka's timestamp to the COMMIT."""
@@ -79,7 +68,8 @@ class Loop:
         dead_letter_limit: tuple[float, int],
         accept_data_gap: bool,
     ) -> None:
-        self.store, self.adaptation, self.sources = store, adaptation, sources
+        self.store = store
+        self.versions = Versions(adaptation, sources, self._refused)
         self.interactions, self.items = topics
         self.positions: dict[tuple[str, int], int] = {}
         self.measures = Measures()
@@ -87,18 +77,22 @@ class Loop:
         self._limit, self._window = dead_letter_limit
         self._recent: list[tuple[int, int]] = []  # (offsets passed, dead letters) of the newest batches
         self._accept_data_gap = accept_data_gap
-        self._live: tuple[int | None, int] = (None, -1)
         self._followed_at = 0.0
         self._catalogue_ends: dict[tuple[str, int], int] = {}
         self._intended: dict[tuple[str, int], int] = {}
         self.stopping = False
 
+    @property
+    def adaptation(self) -> Adaptation:
+        """That of the live version; its table and statistics are those of all."""
+        return self.versions.live
+
     def wait_for_version(self) -> None:
         """Wait until a meta version is live, saying once what makes one."""
         said = False
         while not self.stopping:
-            if self._patiently(self.store.heads)[0] is not None:
-                return self.follow(force=True)
+            if self._patiently(self.store.heads).live is not None:
+                return self.follow(force=True, wait=True)
             if not said:
                 log.warning("no meta version is live: run `innerloop meta-train`; waiting, nothing is consumed")
                 said = True
@@ -135,7 +129,7 @@ class Loop:
             self._forget(*key)
             del self.positions[key]
         self._catalogue_ends = {key: end for key, (_, end) in bounds.items() if key[0] == self.items}
-        self.follow(force=True)
+        self.follow(force=True, wait=True)  # nothing older than what the previous owner had in use
         self._activate()
         return dict(self.positions)
 
@@ -160,22 +154,19 @@ class Loop:
                 moved |= {key: self.positions[key] for key in {(chunk.topic, chunk.partition) for chunk in mine}}
         return moved
 
-    def follow(self, *, force: bool = False) -> None:
-        """Take a new live version or catalogue snapshot into use, at the positions where the partitions are now."""
+    def follow(self, *, force: bool = False, wait: bool = False) -> None:
+        """Take new versions or a catalogue snapshot into use, at the positions where the partitions are now."""
         if not force and time.monotonic() - self._followed_at < FOLLOW_SECONDS:
             return
         self._followed_at = time.monotonic()
-        live = self._patiently(self.store.heads)
-        if live == self._live or live[0] is None:
+        wanted = self._patiently(self.store.heads)
+        if wanted.live is None:
             return
-        parameters = self.sources.parameters(live[0])
-        snapshot, items = self._patiently(lambda: read_items(self.store))
-        embeddings = self.sources.embeddings([item.text for item in listed_rows(items)], parameters)
-        catalogue = build_catalogue(snapshot, items, embeddings, parameters)
-        self.adaptation.activate(live[0], Ranker(parameters, catalogue.tables), catalogue)
-        self._live = live[0], snapshot
-        log.info("in use", meta_version=live[0], snapshot=snapshot, items=len(catalogue.item_nos))
-        self._activate()
+        if self.versions.follow(wanted, lambda: self._patiently(lambda: read_items(self.store)), wait=wait):
+            self._activate()
+
+    def _refused(self, version: int, reason: str) -> None:
+        self._patiently(lambda: self.store.refused(version, reason))
 
     def _position(self, topic: str, partition: int, found: int | None, bounds: tuple[int, int]) -> int:
         beginning, end = bounds
@@ -197,20 +188,22 @@ class Loop:
     def _activate(self) -> None:
         """Record what is in use from the held positions on, and list popular items for users without events."""
         held = {partition: at for (topic, partition), at in self.positions.items() if topic == self.interactions}
-        version, snapshot = self._live
-        if not held or version is None:
-            return
-        statistics = self.adaptation.statistics
+        if self.versions.heads.live is not None:
+            for adaptation, partitions in self.versions.groups(held):
+                self._activate_under(adaptation, {partition: held[partition] for partition in partitions})
+
+    def _activate_under(self, adaptation: Adaptation, held: Mapping[int, int]) -> None:
+        statistics = adaptation.statistics
         missing = [partition for partition in held if partition not in statistics]
         if missing:
-            half_life = self.adaptation.ranker.parameters.half_life
-            topic = self.interactions
-            statistics |= self._patiently(lambda: self.store.load_statistics(topic, missing, half_life))
+            self._patiently(lambda: self._load_statistics(missing))
         for partition, offset in held.items():
             if partition not in statistics:
-                statistics[partition] = self.adaptation.initial_statistics(offset)
-        popular = {partition: self.adaptation.popular(partition) for partition in held}
+                statistics[partition] = adaptation.initial_statistics(offset)
+            statistics[partition].half_life = adaptation.ranker.parameters.half_life
+        popular = {partition: adaptation.popular(partition) for partition in held}
         mine = {partition: statistics[partition] for partition in held}
+        version, snapshot = adaptation.version, self.versions.heads.snapshot
         self._patiently(
             lambda: self.store.activate(
                 held, mine, popular, topic=self.interactions, version=version, snapshot=snapshot
@@ -242,24 +235,29 @@ class Loop:
             self.follow(force=True)
 
     def _advance_interactions(self, chunks: Sequence[Chunk]) -> None:
+        """One transaction per version in use: of a canary's partitions and of the others."""
+        for adaptation, partitions in self.versions.groups({chunk.partition for chunk in chunks}):
+            self._advance_under(adaptation, [chunk for chunk in chunks if chunk.partition in partitions])
+
+    def _advance_under(self, adaptation: Adaptation, chunks: Sequence[Chunk]) -> None:
         held = {partition: at for (topic, partition), at in self.positions.items() if topic == self.interactions}
         batch = micro_batch(chunks, held, self._parse)
         if not batch.advances:
             return
         self._refuse_flood(batch)
-        self._admit(batch)
-        outcome = self.adaptation.apply(batch)
+        self._admit(batch, adaptation)
+        outcome = adaptation.apply(batch)
         self._intend(batch.advances)
-        self.store.write(outcome, self.adaptation.table)
+        self.store.write(outcome, adaptation.table)
         committed_ms = time.time() * 1000
         self._moved(batch.advances)
         self.measures.num_batches += 1
         self.measures.num_events += sum(move.next_offset - move.start for move in batch.advances)
         self.measures.freshness_ms += (committed_ms - batch.record_ms).tolist()
 
-    def _admit(self, batch: MicroBatch) -> None:
+    def _admit(self, batch: MicroBatch, adaptation: Adaptation) -> None:
         """Give every user of the batch a slot and every item a number."""
-        table = self.adaptation.table
+        table = adaptation.table
         partitions = dict(
             zip((event.user_id for event in reversed(batch.events)), batch.partition[::-1].tolist(), strict=True)
         )
@@ -268,10 +266,10 @@ class Loop:
         table.slots([user_id for user_id in partitions if user_id not in absent])  # touched: not to be evicted now
         if missing:
             self.store.load_users(table, missing, partitions)
-        known = self.adaptation.catalogue.number_of
+        known = adaptation.catalogue.number_of
         unknown = {event.item_id for event in batch.events if event.item_id not in known}
         if unknown:
-            self.adaptation.catalogue.number(number_items(self.store, sorted(unknown)))
+            adaptation.catalogue.number(number_items(self.store, sorted(unknown)))
 
     def _intend(self, moves: Sequence[Advance]) -> None:
         self._intended = {(move.topic, move.partition): move.next_offset for move in moves}
@@ -282,7 +280,7 @@ class Loop:
 
     def _forget(self, topic: str, partition: int) -> None:
         if topic == self.interactions:
-            self.adaptation.forget(partition)
+            self.versions.forget(partition)
 
     def _refuse_flood(self, batch: MicroBatch) -> None:
         passed = sum(move.next_offset - move.start for move in batch.advances)
@@ -332,5 +330,9 @@ class Loop:
             self._forget(topic, partition)
             self.positions[topic, partition] = position
         if topic == self.interactions:
-            half_life = self.adaptation.ranker.parameters.half_life
-            self.adaptation.statistics |= self.store.load_statistics(topic, held, half_life)
+            self._load_statistics(held)
+
+    def _load_statistics(self, partitions: Sequence[int]) -> None:
+        for adaptation, mine in self.versions.groups(partitions):
+            half_life = adaptation.ranker.parameters.half_life
+            adaptation.statistics |= self.store.load_statistics(self.interactions, mine, half_life)

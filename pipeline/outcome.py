@@ -67,3 +67,4 @@ class Outcome:
     statistics: dict[int, ItemStatistics]
     popular: dict[int, Lists]
     version: int
+    state_size: int

@@ -10,6 +10,7 @@ import hashlib
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -92,8 +93,25 @@ RECORD_ACTIVATION = """INSERT INTO innerloop.activations (topic, partition, kind
         SELECT value FROM innerloop.activations
         WHERE topic = %(topic)s AND partition = %(partition)s AND kind = %(kind)s ORDER BY from_offset DESC LIMIT 1)
     ON CONFLICT (topic, partition, kind, from_offset) DO UPDATE SET value = excluded.value"""
-HEADS = """SELECT (SELECT version FROM innerloop.meta_versions WHERE status = 'live'),
-    coalesce((SELECT max(snapshot) FROM innerloop.catalogue_snapshots), 0)"""
+HEADS = """SELECT (SELECT version FROM innerloop.meta_versions WHERE status = 'live'), canary.version,
+    coalesce(canary.canary_partitions, '{}'), coalesce((SELECT max(snapshot) FROM innerloop.catalogue_snapshots), 0)
+    FROM (SELECT) AS always LEFT JOIN innerloop.meta_versions canary ON canary.status = 'canary'"""
+RECORD_REFUSAL = """INSERT INTO innerloop.audit (actor, action, subject, detail)
+    VALUES ('worker', 'refuse', %s, jsonb_build_object('reason', %s))"""
+
+
+@dataclass(frozen=True, slots=True)
+class Heads:
+    """The live version (None before the first), the canary with its partitions, and the newest catalogue snapshot."""
+
+    live: int | None
+    canary: int | None
+    canary_partitions: frozenset[int]
+    snapshot: int
+
+    def version_of(self, partition: int) -> int | None:
+        """The version that a partition is to be adapted under."""
+        return self.canary if partition in self.canary_partitions else self.live
 
 
 class StoreUnavailable(Exception):
@@ -158,12 +176,17 @@ class Store:
         with self.transaction() as cursor:
             cursor.execute(ACCEPT_GAP, (end, end - start, topic, partition, start))
 
-    def heads(self) -> tuple[int | None, int]:
-        """(live version or None, newest catalogue snapshot or 0)."""
+    def heads(self) -> Heads:
+        """What is to be in use now; the snapshot is 0 before the first."""
         with self.transaction() as cursor:
             cursor.execute(HEADS)
-            live, snapshot = cursor.fetchone() or (None, 0)
-            return live, snapshot
+            live, canary, partitions, snapshot = cursor.fetchone() or (None, None, [], 0)
+            return Heads(live, canary, frozenset(partitions), snapshot)
+
+    def refused(self, version: int, reason: str) -> None:
+        """Record that a version was not taken into use here."""
+        with self.transaction() as cursor:
+            cursor.execute(RECORD_REFUSAL, (f"version {version}", reason))
 
     def load_users(self, table: UserTable, user_ids: Sequence[str], partitions: Mapping[str, int]) -> None:
         """Give users slots: with their rows' state, or empty in the partition of their first event."""
@@ -228,6 +251,7 @@ class Store:
                 cursor.execute(RECORD_ACTIVATION, {**row, "kind": "catalogue", "value": snapshot})
             _write_statistics(cursor, topic, statistics)
             _write_popular(cursor, topic, popular, version)
+            reach("mid_swap")
         _mark_saved(statistics)
 
     def _load_segments(

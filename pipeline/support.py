@@ -100,6 +100,15 @@ class UserTable:
         arrays = (value for value in vars(self).values() if isinstance(value, np.ndarray))
         return sum(array.nbytes for array in arrays) // self.capacity
 
+    def widen(self, state_size: int) -> None:
+        """Make room for adapter states of this size; narrower ones are the first entries of their rows."""
+        size = self.adapter.shape[1]
+        if state_size > size:
+            wider = np.zeros((self.capacity, state_size), np.float32)
+            if size:
+                wider[:, :size] = self.adapter
+            self.adapter = wider
+
     def missing(self, user_ids: Iterable[str]) -> list[str]:
         """Those of the users that have no slot."""
         return [user_id for user_id in user_ids if user_id not in self._slot_of]
@@ -183,6 +192,7 @@ class UserTable:
         """Fill slots from rows (user_id, partition, last_offset, num_events, num_applied, support_items, support_types,
         adapter, adapter_events, meta_version, recent_ids, recent_bodies, recent_seen, num_seen).
         """
+        self.widen(max((len(row[7]) for row in rows), default=0))
         for slot, row in zip(slots.tolist(), rows, strict=True):
             (_, _, self.last_offset[slot], self.num_events[slot], self.num_applied[slot], items, types, adapter) = row[
                 :8
@@ -191,8 +201,7 @@ class UserTable:
             kept = min(len(items), self.support_items.shape[1])
             if kept:
                 self.support_items[slot, -kept:], self.support_types[slot, -kept:] = items[-kept:], types[-kept:]
-            if len(adapter) == self.adapter.shape[1]:
-                self.adapter[slot] = adapter
+            self.adapter[slot, : len(adapter)] = adapter
             self.recent_ids[slot, : len(ids)], self.recent_bodies[slot, : len(ids)] = ids, bodies
             self.recent_seen[slot, : len(seen)] = seen
 

@@ -34,7 +34,7 @@ def states_copy(outcome: Outcome, table: UserTable) -> io.BytesIO:
     slots, lists = outcome.slots, outcome.lists
     num_support = np.minimum(table.num_events[slots], table.support_items.shape[1])
     num_recent, num_seen = tail_length(table.num_applied[slots]), tail_length(table.num_seen[slots])
-    adapter = table.adapter[slots]
+    adapter = table.adapter[slots, : outcome.state_size]
     return io.BytesIO(
         binary_copy(
             [

@@ -33,7 +33,8 @@ from pipeline.chunks import Chunk, cut
 from pipeline.embeddings import cached_embeddings
 from pipeline.failpoints import arm, reach
 from pipeline.inbox import Inbox
-from pipeline.loop import Loop, Sources, TopicRecreated
+from pipeline.loop import Loop, TopicRecreated
+from pipeline.loop_versions import Sources
 from pipeline.settings import Settings
 from pipeline.store import SESSION, Fenced, Store, StoreUnavailable
 from pipeline.support import UserTable

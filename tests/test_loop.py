@@ -14,7 +14,8 @@ import torch
 
 from models.encoder import HashedBagOfWords
 from pipeline.adaptation import Adaptation, Types
-from pipeline.loop import DataGap, DeadLetterFlood, Loop, Sources, TopicRecreated
+from pipeline.loop import DataGap, DeadLetterFlood, Loop, TopicRecreated
+from pipeline.loop_versions import Sources
 from pipeline.store import SESSION, Fenced, Store
 from pipeline.support import UserTable
 from schemas.database import connect_engine

@@ -20,7 +20,8 @@ from pipeline import embedded_broker, embedded_database, registry, topics
 from pipeline.adaptation import Adaptation, Types
 from pipeline.catalogue import Catalogue, ListedItem, build_catalogue
 from pipeline.chunks import Chunk
-from pipeline.loop import Loop, Sources
+from pipeline.loop import Loop
+from pipeline.loop_versions import Sources
 from pipeline.settings import Settings
 from pipeline.store import SESSION, Store
 from pipeline.support import UserTable
