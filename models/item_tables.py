@@ -20,10 +20,10 @@ class ItemTables:
 
     Attributes:
         vectors: [N, D + F] out-vectors and inner factors side by side.
-        item_in: [P, N + 1, D] in-vectors.
+        item_in: [N + 1, P, D] in-vectors.
         spread: [N + 1, P] variance over the catalogue that the D dimensions leave out.
         neighbour_items: [N + 1, M] int64 catalogue rows; N where there is none (or it has left the catalogue).
-        neighbour_values: [N + 1, P * M].
+        neighbour_values: [N + 1, P, M].
         trained_index: [N] row of the meta-parameters, -1 for an item they do not know.
 
     """
@@ -59,7 +59,7 @@ def assemble_items(parameters: MetaParameters, text_embeddings: Tensor, trained_
     neighbours, values = _neighbours(p, trained_index)
     return ItemTables(
         vectors=torch.cat([out, factors], 1).contiguous(),
-        item_in=_padded(item_in.reshape(num_items, num_parts, dims)).transpose(0, 1).contiguous(),
+        item_in=_padded(item_in.reshape(num_items, num_parts, dims)),
         spread=_padded(torch.where(known[:, None], p.item_spread[row], torch.zeros_like(p.item_spread[row]))),
         neighbour_items=neighbours,
         neighbour_values=values,
@@ -87,7 +87,7 @@ def _neighbours(p: MetaParameters, trained_index: Tensor) -> tuple[Tensor, Tenso
     neighbours = torch.where(known[:, None], catalogue_row[p.neighbour_items[row]], num_items)
     values = torch.where((neighbours < num_items)[..., None], p.neighbour_values[row], 0.0)
     none = neighbours.new_full((1, neighbours.shape[1]), num_items)
-    return torch.cat([neighbours, none]), _padded(values.transpose(1, 2).flatten(1))
+    return torch.cat([neighbours, none]), _padded(values.transpose(1, 2))
 
 
 def _padded(table: Tensor) -> Tensor:

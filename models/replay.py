@@ -16,7 +16,7 @@ from torch import Tensor
 from models import popularity
 from models.episodes import History, Interactions, earlier, following
 from models.item_tables import initial_counts
-from models.ranker import Ranker, TaskBatch
+from models.ranker import Ranker, TaskBatch, exclusions
 
 EPOCH = 1024
 QUERY = 10
@@ -90,7 +90,7 @@ def tasks_before(ranker: Ranker, interactions: Interactions, history: History, e
         num_events=position,
         state=torch.zeros(num, ranker.state_size),
         state_events=torch.zeros(num, dtype=torch.int64),
-        excluded=earlier(history, interactions.items, events, int(position.max())),
+        excluded=exclusions(earlier(history, interactions.items, events, int(position.max())), ranker.items.num_items),
         prior_rows=popularity.bucket_of(position),
     )
 

@@ -8,13 +8,40 @@ from torch import Tensor
 _SIGN = 0x7FFFFFFF
 
 
+def highest(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k highest scores of every row [U, k], best first, and their columns; of equal ones, any.
+
+    Long rows are folded: the k highest scores lie in the k stretches whose maxima are highest, which are few.
+    """
+    fold = _fold(scores.shape[1], k)
+    if fold == 1:
+        values, columns = scores.topk(k, dim=1)
+        return values, columns
+    stride = scores.shape[1] // fold
+    folded = scores[:, : fold * stride].view(-1, fold, stride)
+    stretches = folded.amax(1).topk(k, dim=1, sorted=False).indices
+    steps = torch.arange(0, fold * stride, stride, device=scores.device)
+    candidates = (stretches[:, None] + steps[:, None]).flatten(1)
+    if fold * stride < scores.shape[1]:
+        rest = torch.arange(fold * stride, scores.shape[1], device=scores.device)
+        candidates = torch.cat([candidates, rest.expand(len(scores), -1)], 1)
+    values, place = scores.gather(1, candidates).topk(k, dim=1)
+    return values, candidates.gather(1, place)
+
+
+def _fold(num: int, k: int) -> int:
+    """Scores in one stretch: about sqrt(num / k), where the two selections are about equally long; 1 = do not fold."""
+    return next((fold for fold in (64, 32, 16, 8, 4) if fold * fold * k <= 2 * num), 1)
+
+
 def best_rows(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Columns [U, k] and scores [U, k] (float32), best first; -1 and -inf past the last finite score."""
-    num = scores.shape[1]
-    kept = min(k, num)
-    values, columns = scores.topk(kept, dim=1)
-    values, columns = _by_column(values, columns)
-    # topk chooses freely among scores that equal the last one kept
+    """Columns [U, k] and scores [U, k] (float32), best first, equal ones by column; -1 and -inf where there is none."""
+    kept = min(k, scores.shape[1])
+    values, columns = highest(scores, kept)
+    again = ((values[:, 1:] == values[:, :-1]) & (values[:, 1:] > -torch.inf)).any(1)
+    if bool(again.any()):
+        values[again], columns[again] = _by_column(values[again], columns[again])
+    # which of the scores that equal the last one kept are there is chance
     last = values[:, -1:]
     at_least = torch.ge(scores, last, out=torch.empty_like(scores)).sum(1)  # as floats: faster
     tied = (at_least > kept) & (last[:, 0] > -torch.inf)

@@ -121,6 +121,7 @@ class Adaptation:
         self.table.widen(ranker.state_size)
         self._recommend_seen = ranker.parameters.recommend_seen if setting is None else setting
         self._row_nos = torch.from_numpy(catalogue.item_nos)
+        self._withdrawn = torch.from_numpy(catalogue.unavailable).to(ranker.items.vectors.device)
         self._priors = {}
 
     def initial_statistics(self, offset: int) -> ItemStatistics:
@@ -347,19 +348,21 @@ class Adaptation:
             "num_events": _padded(num_events, 0),
             "state": _padded(table.adapter[slots, : self.ranker.state_size], 0),
             "state_events": _padded(table.adapter_events[slots], 0),
-            "excluded": _padded(self._excluded(known.marks), -1),
             "prior_rows": _padded(prior_rows, 0),
         }
-        return TaskBatch(**{name: column.to(device) for name, column in columns.items()})
+        moved = {name: column.to(device) for name, column in columns.items()}
+        return TaskBatch(**moved, excluded=self._excluded(known, len(columns["support"])))
 
-    def _excluded(self, marks: NDArray[np.int32]) -> Ints:
-        """Rows not to be listed [U, X], -1 where none: dismissed, withdrawn and (unless repeated) seen items."""
-        if self._recommend_seen:
-            marks = np.minimum(marks, 0)
-        rows = self.catalogue.row_of[np.abs(marks)]
-        withdrawn = np.broadcast_to(self.catalogue.unavailable, (len(marks), len(self.catalogue.unavailable)))
-        both: Ints = np.concatenate([rows, withdrawn], 1)
-        return both
+    def _excluded(self, known: Known, size: int) -> Tensor:
+        """Dismissed, withdrawn and (unless repeated) seen items at -inf, the others at 0 [size, N]."""
+        device, num_items = self.ranker.items.vectors.device, len(self._row_nos)
+        rows = self.catalogue.row_of[np.abs(known.marks)]
+        hidden = (rows >= 0) & ((known.marks < 0) | (not self._recommend_seen))
+        cells = np.repeat(np.arange(0, len(known.num_marks) * num_items, num_items), known.num_marks) + rows
+        excluded = torch.zeros(size, num_items, device=device)
+        excluded[:, self._withdrawn] = -torch.inf
+        excluded.view(-1).index_fill_(0, torch.from_numpy(cells[hidden]).to(device), -torch.inf)
+        return excluded
 
 
 def _previous(slots: Ints) -> Ints:

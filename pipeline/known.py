@@ -1,6 +1,6 @@
 """What a prediction may know of a user: the support set and the items seen before the event.
 
-Letters: E events, U users, S support slots, X marks.
+Letters: E events, U users, S support slots, X marks of all of these users together.
 """
 
 from __future__ import annotations
@@ -10,21 +10,25 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.support import Ints, UserTable, tail_length
+from pipeline.support import Ints, UserTable
 
 
 @dataclass(slots=True)
 class Known:
-    """What predictions for U users may know: support sets [U, S] and seen or dismissed items [U, X], 0 where none."""
+    """What predictions for U users may know: support sets [U, S], 0 where none, and seen or dismissed items.
+
+    marks: [X] +item_no had, -item_no dismissed, user after user; num_marks: [U] how many are whose.
+    """
 
     support_items: NDArray[np.int32]
     support_types: NDArray[np.int8]
     marks: NDArray[np.int32]
+    num_marks: Ints
 
     @classmethod
     def of(cls, table: UserTable, slots: Ints) -> Known:
         """As the users' memory is now."""
-        return cls(table.support_items[slots], table.support_types[slots], _marks(table, slots))
+        return cls(table.support_items[slots], table.support_types[slots], *_seen(table, slots))
 
 
 class Before:
@@ -41,18 +45,14 @@ class Before:
         items, types = columns
         self._items = _Stretches.of(user, positive, items, table.support_items[users].ravel(), full)
         self._types = _Stretches.of(user, positive, types, table.support_types[users].ravel(), full)
-        seen = [table.seen(slot) for slot in users.tolist()]
-        lengths = np.fromiter(map(len, seen), np.int64, len(seen))
-        old_marks = np.concatenate(seen) if seen else np.zeros(0, np.int32)
-        self._marks = _Stretches.of(user, marks != 0, marks, old_marks, lengths)
+        self._marks = _Stretches.of(user, marks != 0, marks, *_seen(table, users))
 
     def of(self, events: Ints) -> Known:
         """What was known before these events, in their order."""
-        longest = int(self._marks.lengths(events).max(initial=0))
         return Known(
             self._items.newest(events, self._size),
             self._types.newest(events, self._size).astype(np.int8),
-            self._marks.newest(events, min(longest, self._horizon)),
+            *self._marks.ragged(events, self._horizon),
         )
 
 
@@ -83,9 +83,12 @@ class _Stretches:
         entries[end[adds]] = values[adds]
         return cls(entries, starts[user], end)
 
-    def lengths(self, events: Ints) -> Ints:
-        """Entries there were before these events."""
-        return self.end[events] - self.start[events]
+    def ragged(self, events: Ints, limit: int) -> tuple[NDArray[np.int32], Ints]:
+        """The newest entries before these events, `limit` each at most: one after the other, and how many are whose."""
+        lengths: Ints = np.minimum(self.end[events] - self.start[events], limit)
+        ends = np.cumsum(lengths)
+        place = np.arange(ends[-1] if len(ends) else 0) + np.repeat(self.end[events] - ends, lengths)
+        return self.entries[place], lengths
 
     def newest(self, events: Ints, width: int) -> NDArray[np.int32]:
         """The newest entries before these events [len(events), width], right-aligned, 0 where there were fewer."""
@@ -108,14 +111,8 @@ def earlier(groups: Ints, counted: NDArray[np.bool_]) -> Ints:
     return result
 
 
-def _marks(table: UserTable, slots: Ints) -> NDArray[np.int32]:
-    """Seen (+item_no) and dismissed (-item_no) items [U, X], 0 where none."""
-    inside = np.arange(table.recent_seen.shape[1]) < tail_length(table.num_seen[slots])[:, None]
-    marks: NDArray[np.int32] = np.where(inside, table.recent_seen[slots], 0)
-    long = {place: table.seen(slot) for place, slot in enumerate(slots.tolist()) if slot in table.older_seen}
-    missing = max(map(len, long.values()), default=0) - marks.shape[1]
-    if missing > 0:
-        marks = np.pad(marks, ((0, 0), (0, missing)))
-    for place, row in long.items():
-        marks[place, : len(row)] = row
-    return marks
+def _seen(table: UserTable, slots: Ints) -> tuple[NDArray[np.int32], Ints]:
+    """Seen (+item_no) and dismissed (-item_no) items of these users, one after the other, and how many are whose."""
+    seen = [table.seen(slot) for slot in slots.tolist()]
+    marks = np.concatenate(seen) if seen else np.zeros(0, np.int32)
+    return marks, np.fromiter(map(len, seen), np.int64, len(seen))

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from models.item_tables import ItemTables, assemble_items
 from models.popularity import bucket_of, priors
-from models.ranker import Ranker, TaskBatch
+from models.ranker import Ranker, TaskBatch, exclusions
 from tests.factories import meta_parameters
 
 ITEMS = [f"item-{number:03d}" for number in range(96)]
@@ -45,9 +45,14 @@ def tasks(seed: int = 1, num: int = U) -> TaskBatch:
         num_events=num_events,
         state=torch.randn(num, 16, generator=draw) * (num_events[:, None] > 0),
         state_events=num_events.clone(),
-        excluded=torch.randint(-1, len(ITEMS), (num, 7), generator=draw),
+        excluded=exclusions(torch.randint(-1, len(ITEMS), (num, 7), generator=draw), len(ITEMS)),
         prior_rows=bucket_of(num_events),
     )
+
+
+def excluded_by(batch: TaskBatch, user: int) -> list[int]:
+    rows: list[int] = (batch.excluded[user] < 0).nonzero()[:, 0].tolist()
+    return rows
 
 
 def targets_of(batch: TaskBatch, seed: int = 2) -> Tensor:
@@ -78,7 +83,7 @@ def test_a_step_is_the_float64_reference_for_every_user() -> None:
     step = RANKER.step(batch, PRIORS, targets)
     start = unmasked_start(batch)
     for user in range(U):
-        target, excluded = int(targets[user]), batch.excluded[user].tolist()
+        target, excluded = int(targets[user]), excluded_by(batch, user)
         residual = reference_residual(start[user], target, excluded)
         expected = PARAMETERS.discount * batch.state[user].double().numpy() + residual
         np.testing.assert_allclose(step.state[user].numpy(), expected, atol=2e-6, rtol=1e-6)
@@ -122,7 +127,7 @@ def test_residuals_are_taken_against_the_start_not_the_adapted_prediction() -> N
 def test_learning_from_an_item_raises_it() -> None:
     batch, targets = tasks(), targets_of(tasks())
     fresh = replace(batch, state=torch.zeros_like(batch.state), state_events=torch.zeros_like(batch.state_events))
-    fresh = replace(fresh, excluded=torch.full((U, 1), -1))
+    fresh = replace(fresh, excluded=torch.zeros(U, len(ITEMS)))
     step = RANKER.step(fresh, PRIORS, targets)
     after = replace(fresh, state=step.state, state_events=step.state_events)
     chosen = torch.arange(U)[fresh.num_events >= PARAMETERS.step_from]
@@ -168,7 +173,7 @@ def test_excluded_items_are_not_listed_and_the_rest_is_in_order() -> None:
     adapted, _ = RANKER.logits(batch, PRIORS)
     for user in range(U):
         listed = top.items[user].tolist()
-        assert not set(listed) & set(batch.excluded[user].tolist())
+        assert not set(listed) & set(excluded_by(batch, user))
         expected = torch.sort(adapted[user], descending=True, stable=True).indices[:50].tolist()
         assert listed == expected
         assert bool((top.logits[user].diff() <= 0).all())

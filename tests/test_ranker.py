@@ -10,8 +10,8 @@ from models.inner_loop import InnerStep
 from models.item_tables import ItemTables, assemble_items, initial_counts
 from models.meta_parameters import MetaParameters
 from models.popularity import NUM_BUCKETS, bucket_of
-from models.ranker import BONUS_SLOTS, BONUS_SUPPORT, LOSS_LIMIT, Ranker, TaskBatch
-from models.top_items import best_rows
+from models.ranker import BONUS_SLOTS, BONUS_SUPPORT, LOSS_LIMIT, Ranker, TaskBatch, exclusions
+from models.top_items import best_rows, highest
 from tests.factories import meta_parameters
 
 N, U, S, T = 70, 16, 25, 16
@@ -39,7 +39,7 @@ def make_tasks(*, seed: int = 0, users: int = U) -> TaskBatch:
         num_events=lengths + 40 * (lengths == S),
         state=torch.randn(users, 16, generator=draw),
         state_events=lengths,
-        excluded=support.clone(),
+        excluded=exclusions(support, N),
         prior_rows=bucket_of(lengths),
     )
 
@@ -71,7 +71,7 @@ def reference_logits(ranker: Ranker, tasks: TaskBatch, priors: Tensor, user: int
     for part in range(parts):
         decay = float(p.part_decays[part])
         gains = [(age, row, weight * decay**age) for age, row, weight in had]
-        vector = sum((g * items.item_in[part, row].double() for _, row, g in gains), torch.zeros(dims).double())
+        vector = sum((g * items.item_in[row, part].double() for _, row, g in gains), torch.zeros(dims).double())
         spread = sum(g * g * float(items.spread[row, part]) for _, row, g in gains)
         deviation = math.sqrt(float(vector.square().sum()) + spread)
         if deviation == 0:
@@ -79,10 +79,10 @@ def reference_logits(ranker: Ranker, tasks: TaskBatch, priors: Tensor, user: int
         start = start + weights[1 + part] / deviation * (out @ vector)
         for age, row, g in gains:
             if age < BONUS_SUPPORT:
-                values = items.neighbour_values[row].view(parts, -1)[part].double()
+                values = items.neighbour_values[row, part].double()
                 bonus.index_add_(0, items.neighbour_items[row], weights[1 + part] / deviation * g * values)
     total = start + bonus[:-1]
-    gone = [row for row in tasks.excluded[user].tolist() if row >= 0]
+    gone = tasks.excluded[user] < 0
     total[gone] = -math.inf
     listed = total.argsort(descending=True)[:BONUS_SLOTS]
     start[listed] += bonus[listed]
@@ -106,7 +106,7 @@ def test_logits_are_those_of_the_served_form_computed_alone_in_float64() -> None
 def test_served_parts_add_up_to_the_logits() -> None:
     ranker, tasks, priors = make_ranker(), make_tasks(), make_priors()
     served = ranker.served(tasks, priors)
-    tasks.excluded = torch.full((U, 1), -1)
+    tasks.excluded = torch.zeros(U, N)
     # the list was chosen with exclusions, so only what is not excluded can be compared
     free = ranker.served(tasks, priors)
     logits = free.q @ ranker.items.vectors.T + free.prior_weight[:, None] * priors[tasks.prior_rows]
@@ -164,7 +164,7 @@ def test_residuals_are_taken_against_the_start_and_not_the_adapted_prediction() 
 
 def test_what_was_learnt_is_the_item_less_what_the_start_expected() -> None:
     ranker, tasks, priors, targets = make_ranker(), make_tasks(), make_priors(), some_targets()
-    tasks.excluded = torch.full((U, 1), -1)
+    tasks.excluded = torch.zeros(U, N)
     _, start = ranker.logits(tasks, priors)
     factors = ranker.items.vectors[:, -16:]
     prediction = torch.softmax(ranker.parameters.tau * start, 1)
@@ -176,7 +176,7 @@ def test_a_user_who_keeps_taking_an_item_gets_it_ranked_higher() -> None:
     ranker, priors = make_ranker(trust_radius=10.0), make_priors()
     tasks = make_tasks()
     tasks.state, tasks.state_events = torch.zeros(U, 16), torch.zeros(U, dtype=torch.int64)
-    tasks.num_events, tasks.excluded = torch.full((U,), 30), torch.full((U, 1), -1)
+    tasks.num_events, tasks.excluded = torch.full((U,), 30), torch.zeros(U, N)
     targets = some_targets()
     first = last = ranker.step(tasks, priors, targets)
     for _ in range(10):
@@ -214,7 +214,7 @@ def test_an_excluded_item_is_never_listed_but_judged_when_taken_again() -> None:
     ranker, tasks, priors = make_ranker(), make_tasks(), make_priors()
     top = ranker.rank(tasks, priors, N)
     for user in range(U):
-        gone = {row for row in tasks.excluded[user].tolist() if row >= 0}
+        gone = (tasks.excluded[user] < 0).nonzero()[:, 0].tolist()
         listed = [row for row in top.items[user].tolist() if row >= 0]
         assert sorted([*listed, *gone]) == list(range(N))
         assert bool((top.logits[user, len(listed) :] == -math.inf).all())
@@ -226,7 +226,7 @@ def test_an_excluded_item_is_never_listed_but_judged_when_taken_again() -> None:
 
 def test_ranks_count_the_items_ahead_and_order_ties_by_row() -> None:
     ranker, tasks, priors, targets = make_ranker(), make_tasks(), make_priors(), some_targets()
-    tasks.excluded = torch.full((U, 1), -1)
+    tasks.excluded = torch.zeros(U, N)
     adapted, _ = ranker.logits(tasks, priors)
     wanted = [1 + int((row > row[t]).sum()) for row, t in zip(adapted, targets.tolist(), strict=True)]
     assert ranker.step(tasks, priors, targets).rank_adapted.tolist() == wanted
@@ -280,7 +280,7 @@ def test_scores_do_not_depend_on_where_items_stand_in_the_catalogue() -> None:
     place[index] = torch.arange(N)
     moved = rows_of(tasks, torch.arange(U))
     moved.support = torch.where(tasks.support >= 0, place[tasks.support.clamp(min=0)], -1)
-    moved.excluded = moved.support.clone()
+    moved.excluded = exclusions(moved.support, N)
     torch.testing.assert_close(turned.logits(moved, priors[:, index])[0], ranker.logits(tasks, priors)[0][:, index])
 
 
@@ -314,3 +314,14 @@ def test_meta_parameters_come_back_from_their_parts_and_refuse_foreign_ones() ->
         MetaParameters.from_parts(parameters.tensors(), {**parameters.metadata(), "format": 2})
     with pytest.raises(ValueError, match="float64"):
         MetaParameters.from_parts({**parameters.tensors(), "metric": parameters.metric.double()}, parameters.metadata())
+
+
+@pytest.mark.parametrize(("num", "k"), [(70, 20), (1696, 20), (1682, 50), (10_007, 50), (333, 1), (12, 12)])
+def test_the_highest_of_long_rows_are_those_of_a_plain_selection(num: int, k: int) -> None:
+    scores = torch.randn(9, num, generator=torch.Generator().manual_seed(num))
+    scores[1], scores[2, k // 2 :], scores[3] = 0.0, -math.inf, torch.arange(num)
+    scores[4] = torch.arange(num, 0, -1)  # the highest lie side by side, in many stretches
+    values, columns = highest(scores, k)
+    assert torch.equal(values, scores.topk(k).values)
+    assert torch.equal(scores.gather(1, columns), values)
+    assert all(len(set(row)) == k for row in columns.tolist())

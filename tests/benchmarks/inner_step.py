@@ -25,7 +25,7 @@ from models.inner_loop import InnerStep
 from models.item_tables import ItemTables
 from models.meta_parameters import MetaParameters
 from models.popularity import NUM_BUCKETS, bucket_of
-from models.ranker import Ranker, Step, TaskBatch
+from models.ranker import Ranker, Step, TaskBatch, exclusions
 from models.top_items import best_rows
 from tests.benchmarks.measuring import medians, table
 from tests.benchmarks.scene import NUM_ITEMS, SUPPORT_SIZE, TOP_N, Options, catalogue, one_thread, parameters
@@ -126,7 +126,7 @@ def tasks_of(num_users: int, values: MetaParameters, device: str) -> tuple[TaskB
         num_events=num_events,
         state=torch.randn(num_users, values.item_factors.shape[1], generator=draw) * 0.1,
         state_events=num_events - 1,
-        excluded=support,
+        excluded=exclusions(support, num_items),
         prior_rows=bucket_of(num_events),
     )
     priors = torch.randn(NUM_BUCKETS, num_items, generator=draw)
