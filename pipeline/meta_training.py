@@ -15,6 +15,7 @@ from models.episodes import Interactions
 from models.outer_loop import meta_train
 from pipeline import registry, training_data
 from pipeline.adaptation import Types
+from pipeline.artefacts import Artefacts
 from pipeline.embeddings import cached_embeddings
 from pipeline.settings import Settings
 from pipeline.stages import Stages, stages
@@ -87,7 +88,9 @@ def run(
             progress=progress,
         )
     provenance = _provenance(settings, interactions_file, columns, seed)
-    registered = registry.register(engine, settings.home, parameters, metrics=report, provenance=provenance)
+    registered = registry.register(
+        engine, Artefacts(settings.artefacts_place()), parameters, metrics=report, provenance=provenance
+    )
     engine.dispose()
     num_events, num_items = len(columns.users), len(columns.item_ids)
     return Trained(

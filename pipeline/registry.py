@@ -1,37 +1,35 @@
-"""Meta versions: artefacts in the home folder, named by their hash, and their rows in `meta_versions`.
+"""Meta versions: artefacts named by their hash, their rows in `meta_versions`, and the maps between their states.
 
-An artefact is on disk, whole, before its row exists; a row is found by number and its file by hash, so no text from
-the database ever becomes a path.
+An artefact lies where it belongs, whole, before its row exists. That it is being written is recorded first, so that
+what a killed trainer leaves behind is known and collected; files that this database never asked for are not touched.
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
-import re
-import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, func, insert, select, text
+import numpy as np
+from numpy.typing import NDArray
+from sqlalchemy import Connection, Engine, delete, func, select, text
+from sqlalchemy.dialects.postgresql import insert
 
 from models import checkpoint
 from models.meta_parameters import MetaParameters
-from schemas.errors import ConfigurationError
-from schemas.tables import meta_versions
+from models.state_map import state_map
+from pipeline.artefacts import ArtefactMissing, Artefacts
+from pipeline.failpoints import reach
+from schemas.tables import artefact_writes, meta_versions, state_maps
 
-REGISTRATION_LOCK = 0x696E_6E65_726C_7270  # advisory: the first of two concurrent registrations becomes live
-_SHA256 = re.compile(r"[0-9a-f]{64}")
+# Advisory, of the session: the first of two concurrent registrations becomes live, and nobody collects between them.
+REGISTRATION_LOCK = 0x696E_6E65_726C_7270
 
 
 class NoLiveVersion(Exception):
     """Nothing was meta-trained yet: run `innerloop meta-train`; a worker waits until a version is live."""
-
-
-class ArtefactMissing(ConfigurationError):
-    """A version's file is not in this home folder: copy `artefacts/` from where it was trained, or train anew."""
 
 
 @dataclass(frozen=True)
@@ -46,34 +44,59 @@ class Registered:
 
 def register(
     engine: Engine,
-    home: Path,
+    artefacts: Artefacts,
     parameters: MetaParameters,
     *,
     metrics: Mapping[str, Any],
     provenance: Mapping[str, Any],
+    window_ms: tuple[int, int] | None = None,
+    request: int | None = None,
 ) -> Registered:
     """Write the artefact and its row; the first version becomes live, later ones are challengers.
 
+    A request that led to a version already gives that one. `window_ms` is the time [from, to) that was learnt from.
     Raises models.checkpoint.ArtefactRefused, before anything is written, for parameters that must not be served.
     """
     payload = checkpoint.to_bytes(parameters)
     sha256 = hashlib.sha256(payload).hexdigest()
-    write_artefact(home, sha256, payload)
-    row = {
+    row: dict[str, Any] = {
         "artefact": f"artefacts/{sha256}.safetensors",
         "sha256": sha256,
         "encoder": parameters.encoder,
         "metrics": dict(metrics),
         "provenance": dict(provenance),
+        "request": request,
+        "window_from_ms": window_ms and window_ms[0],
+        "window_to_ms": window_ms and window_ms[1],
     }
-    with engine.begin() as connection:
-        connection.execute(select(func.pg_advisory_xact_lock(REGISTRATION_LOCK)))
-        parent = _live_version(connection)
-        status = "live" if parent is None else "challenger"
-        live_since = text("now()") if parent is None else None
-        statement = insert(meta_versions).values(**row, parent=parent, status=status, live_since=live_since)
-        version = connection.execute(statement.returning(meta_versions.c.version)).scalar_one()
-    return Registered(version, status, sha256, parameters.encoder)
+    with _registering(engine) as connection:
+        with connection.begin():
+            if request is not None and (made := _of_request(connection, request)):
+                return made
+            connection.execute(insert(artefact_writes).values(sha256=sha256).on_conflict_do_nothing())
+        artefacts.write(sha256, payload)
+        reach("after_artifact_before_publish")
+        with connection.begin():
+            parent = _live_version(connection)
+            status = "live" if parent is None else "challenger"
+            row |= {"parent": parent, "status": status, "live_since": text("now()") if parent is None else None}
+            row["reason"] = "the first version" if parent is None else "not judged yet"
+            version = connection.execute(insert(meta_versions).values(row).returning(meta_versions.c.version))
+            made = Registered(version.scalar_one(), status, sha256, parameters.encoder)
+            connection.execute(delete(artefact_writes).where(artefact_writes.c.sha256 == sha256))
+    return made
+
+
+def collect_orphans(engine: Engine, artefacts: Artefacts) -> list[str]:
+    """Delete artefacts whose writer was killed before their version was registered; gives their hashes."""
+    with _registering(engine) as connection, connection.begin():
+        registered = select(meta_versions.c.sha256)
+        begun = set(connection.scalars(select(artefact_writes.c.sha256)))
+        orphans = sorted(begun - set(connection.scalars(registered)))
+        for sha256 in orphans:
+            artefacts.remove(sha256)
+        connection.execute(delete(artefact_writes).where(artefact_writes.c.sha256.in_(begun)))
+    return orphans
 
 
 def live_version(engine: Engine) -> int | None:
@@ -82,7 +105,7 @@ def live_version(engine: Engine) -> int | None:
         return _live_version(connection)
 
 
-def load_live(engine: Engine, home: Path) -> tuple[int, MetaParameters]:
+def load_live(engine: Engine, artefacts: Artefacts) -> tuple[int, MetaParameters]:
     """Return the live version's number and its verified parameters (on the CPU).
 
     Raises NoLiveVersion, or what `load` raises.
@@ -90,10 +113,10 @@ def load_live(engine: Engine, home: Path) -> tuple[int, MetaParameters]:
     version = live_version(engine)
     if version is None:
         raise NoLiveVersion("no meta version is live: run `innerloop meta-train`")
-    return version, load(engine, home, version)
+    return version, load(engine, artefacts, version)
 
 
-def load(engine: Engine, home: Path, version: int) -> MetaParameters:
+def load(engine: Engine, artefacts: Artefacts, version: int) -> MetaParameters:
     """Return the verified parameters of one version, whatever its status.
 
     Raises ArtefactMissing without its file, models.checkpoint.ArtefactRefused when the bytes are not those registered.
@@ -103,54 +126,69 @@ def load(engine: Engine, home: Path, version: int) -> MetaParameters:
         sha256 = connection.execute(query).scalar_one_or_none()
     if sha256 is None:
         raise ArtefactMissing(f"meta version {version} is not registered in this database")
-    path = artefact_path(home, sha256)
     try:
-        payload = path.read_bytes()
-    except FileNotFoundError:
-        raise ArtefactMissing(
-            f"meta version {version} needs {path}, which is not there: copy it from the home folder "
-            "(INNERLOOP_HOME) of the machine that trained it, or run `innerloop meta-train`"
-        ) from None
+        payload = artefacts.read(sha256)
+    except ArtefactMissing as missing:
+        raise ArtefactMissing(f"meta version {version}: {missing}") from None
     return checkpoint.from_bytes(payload, sha256=sha256)
 
 
-def artefact_path(home: Path, sha256: str) -> Path:
-    """Return where the artefact with this hash lies below the home folder."""
-    if not _SHA256.fullmatch(sha256):
-        raise ArtefactMissing(f"{sha256[:80]!r} is not a SHA-256")
-    return home / "artefacts" / f"{sha256}.safetensors"
+def map_states(engine: Engine, artefacts: Artefacts, source: int, target: int) -> None:
+    """Record how users' states get from one version to another and back, unless that is recorded already.
+
+    From versions before the source they get there by way of it. Raises what `load` raises.
+    """
+    pair = load(engine, artefacts, source), load(engine, artefacts, target)
+    found = {(source, target): state_map(*pair), (target, source): state_map(*pair[::-1])}
+    rows = [_map_row(of, to, fitted.matrix.numpy(), fitted.explained) for (of, to), fitted in found.items() if fitted]
+    with engine.begin() as connection:
+        if fitted := found[source, target]:
+            earlier = select(state_maps).where(state_maps.c.target == source, state_maps.c.source != target)
+            for row in connection.execute(earlier).all():
+                by_way = _matrix(row) @ fitted.matrix.numpy()
+                rows.append(_map_row(row.source, target, by_way, row.explained * fitted.explained))
+        if rows:
+            connection.execute(insert(state_maps).values(rows).on_conflict_do_nothing())
 
 
-def write_artefact(home: Path, sha256: str, payload: bytes) -> Path:
-    """Write whole or not at all: a temporary file, flushed to disk, then renamed; the same hash is written once."""
-    path = artefact_path(home, sha256)
-    if path.exists() and hashlib.sha256(path.read_bytes()).hexdigest() == sha256:
-        return path
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".writing-")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(payload)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)  # mkstemp's 0600 would hide it from a worker that runs as another user
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-    _flush_folder(path.parent)
-    return path
+def load_state_maps(engine: Engine, version: int) -> dict[int, NDArray[np.float64]]:
+    """Return the matrix [F, G] from each version whose states can be carried over to this one."""
+    with engine.connect() as connection:
+        rows = connection.execute(select(state_maps).where(state_maps.c.target == version)).all()
+    return {row.source: _matrix(row) for row in rows}
 
 
-def _flush_folder(folder: Path) -> None:
-    # The rename itself is durable only once the folder is.
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+@contextmanager
+def _registering(engine: Engine) -> Iterator[Connection]:
+    """A connection that nobody else registers or collects beside; killed, it lets go."""
+    with engine.connect() as connection:
+        connection.execute(select(func.pg_advisory_lock(REGISTRATION_LOCK)))
+        connection.commit()
+        try:
+            yield connection
+        finally:
+            connection.rollback()
+            connection.execute(select(func.pg_advisory_unlock(REGISTRATION_LOCK)))
+            connection.commit()
+
+
+def _of_request(connection: Connection, request: int) -> Registered | None:
+    columns = meta_versions.c.version, meta_versions.c.status, meta_versions.c.sha256, meta_versions.c.encoder
+    row = connection.execute(select(*columns).where(meta_versions.c.request == request)).one_or_none()
+    return Registered(*row) if row else None
 
 
 def _live_version(connection: Connection) -> int | None:
     query = select(meta_versions.c.version).where(meta_versions.c.status == "live")
     return connection.execute(query).scalar_one_or_none()
+
+
+def _map_row(source: int, target: int, matrix: NDArray[np.float64], explained: float) -> dict[str, Any]:
+    rows, cols = matrix.shape
+    packed = np.ascontiguousarray(matrix).astype("<f8").tobytes()
+    names = ("source", "target", "rows", "cols", "matrix", "explained")
+    return dict(zip(names, (source, target, rows, cols, packed, explained), strict=True))
+
+
+def _matrix(row: Any) -> NDArray[np.float64]:
+    return np.frombuffer(row.matrix, "<f8").reshape(row.rows, row.cols).astype(np.float64)

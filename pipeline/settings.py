@@ -61,6 +61,9 @@ class Settings(BaseSettings):
     home: Path = Field(
         default_factory=lambda: Path.home() / ".innerloop", description="embedded services, caches and artefacts"
     )
+    artefacts: str | None = Field(
+        None, description="folder or URL (s3://bucket/…) of the versions' artefacts; unset: artefacts/ in home"
+    )
     partitions: int = Field(4, ge=1, le=10_000, description="partitions of each topic; fixed once made")
     support_size: int = Field(60, ge=1, le=10_000, description="newest positives kept per user")
     seen_items: int = Field(2000, ge=0, le=100_000, description="newest seen items kept per user")
@@ -150,6 +153,10 @@ class Settings(BaseSettings):
         self._refuse_half(missing="INNERLOOP_DATABASE_URL", present=self.broker and "INNERLOOP_BROKER")
         url: str = getattr(self._endpoints(), f"{role}_url")
         return url
+
+    def artefacts_place(self) -> str:
+        """Return the folder or URL where versions' artefacts lie."""
+        return self.artefacts or str(self.home / "artefacts")
 
     def connection(self, role: Role) -> tuple[str, str]:
         """Return (broker address, database URL of `role`)."""

@@ -29,6 +29,7 @@ from models.encoder import resolve_encoder
 from models.meta_parameters import MetaParameters
 from pipeline import registry
 from pipeline.adaptation import Adaptation, Types
+from pipeline.artefacts import Artefacts
 from pipeline.chunks import Chunk, cut
 from pipeline.embeddings import cached_embeddings
 from pipeline.failpoints import arm, reach
@@ -290,11 +291,18 @@ def build_loop(settings: Settings, engine: Engine) -> Loop:
     return Loop(
         Store(engine, id_horizon=settings.dedup_events, seen_horizon=settings.seen_items),
         Adaptation(table, types, top_n=settings.top_n, recommend_seen=settings.recommend_seen),
-        Sources(lambda version: registry.load(engine, settings.home, version), _embeddings(settings)),
+        _sources(settings, engine),
         topics=(settings.topic_interactions, settings.topic_items),
         parse=lambda key, value, at: parse_interaction(key, value, at, mapping=mapping),
         dead_letter_limit=(settings.dead_letter_limit, settings.dead_letter_window),
         accept_data_gap=settings.accept_data_gap,
+    )
+
+
+def _sources(settings: Settings, engine: Engine) -> Sources:
+    artefacts = Artefacts(settings.artefacts_place())
+    return Sources(
+        partial(registry.load, engine, artefacts), _embeddings(settings), partial(registry.load_state_maps, engine)
     )
 
 

@@ -234,6 +234,27 @@ meta_versions = Table(
     Index("meta_versions_one_canary", "status", unique=True, postgresql_where=text("status = 'canary'")),
 )
 
+artefact_writes = Table(
+    "artefact_writes",
+    metadata,
+    Column("sha256", Text, primary_key=True),
+    _stamp("begun_at"),
+)
+
+state_maps = Table(
+    "state_maps",
+    metadata,
+    *(
+        Column(name, Integer, ForeignKey(f"{SCHEMA}.meta_versions.version"), primary_key=True)
+        for name in ("source", "target")
+    ),
+    _required("rows", Integer),
+    _required("cols", Integer),
+    _required("matrix", LargeBinary),
+    _required("explained", REAL),
+    _stamp("created_at"),
+)
+
 audit = Table(
     "audit",
     metadata,

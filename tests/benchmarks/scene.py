@@ -18,6 +18,7 @@ from models.meta_parameters import NUM_BUCKETS, MetaParameters
 from models.table_fitting import NUM_DIMS, NUM_FACTORS, NUM_NEIGHBOURS
 from pipeline import embedded_broker, embedded_database, registry, topics
 from pipeline.adaptation import Adaptation, Types
+from pipeline.artefacts import Artefacts
 from pipeline.catalogue import Catalogue, ListedItem, build_catalogue
 from pipeline.chunks import Chunk
 from pipeline.loop import Loop
@@ -139,7 +140,7 @@ def filled(parts: Deployment, num_items: int) -> Deployment:
         )
         connection.commit()
     engine = connect_engine(parts.owner_url)
-    registry.register(engine, parts.home, values, metrics={}, provenance={})
+    registry.register(engine, Artefacts(parts.home / "artefacts"), values, metrics={}, provenance={})
     engine.dispose()
     return parts
 

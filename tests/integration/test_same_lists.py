@@ -17,6 +17,7 @@ import pytest
 from kafka import KafkaProducer
 
 from pipeline import registry
+from pipeline.artefacts import Artefacts
 from pipeline.topics import ensure_topics
 from schemas.database import connect_engine
 from tests.benchmarks.stream import Stream, StreamWorker, load_stream, train
@@ -100,7 +101,7 @@ def test_events_one_by_one_give_the_lists_of_the_judged_file(
     stream = load_stream(home, "tune")
     parameters = train(stream, home, seed=0, encoder="hashed")
     engine = connect_engine(database.owner_url)
-    registry.register(engine, home, parameters, metrics={}, provenance={})
+    registry.register(engine, Artefacts(home / "artefacts"), parameters, metrics={}, provenance={})
     engine.dispose()
     store_catalogue(database, stream)
     ensure_topics(broker.address, {"interactions": {}, "items": {}}, 1)

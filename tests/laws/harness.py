@@ -20,6 +20,7 @@ import psycopg2
 
 from models.encoder import HashedBagOfWords
 from pipeline import registry, topics
+from pipeline.artefacts import Artefacts
 from pipeline.outbox import Outbox
 from pipeline.synthetic import Plan, catalogue, draw_events, item_id
 from pipeline.synthetic_messages import Message, messages
@@ -71,7 +72,7 @@ class Deployment:
         known = [item_id(item) for item in range(NUM_ITEMS - 15)]  # the others are scored from their texts
         parameters = meta_parameters(known, text_dim=ENCODER.size, encoder=ENCODER.name)
         engine = connect_engine((database or self.database).owner_url)
-        registry.register(engine, self.home, parameters, metrics={}, provenance={})
+        registry.register(engine, Artefacts(self.home / "artefacts"), parameters, metrics={}, provenance={})
         engine.dispose()
 
 
