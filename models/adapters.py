@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 RANK = 4
+CONTEXT_DECAY = 0.95  # of a support item's part in the context, per event of age
 
 
 class Adapter(Protocol):
@@ -177,9 +178,12 @@ def adapter_named(name: str, num_factors: int) -> Adapter:
     return adapter
 
 
-def context_of(factors: Tensor, rows: Tensor, gains: Tensor) -> Tensor:
-    """Contexts [U, F]: support rows [U, S] of factors [N + 1, F] (row N is zeros), weighted by gains [U, S]."""
-    pooled = torch.nn.functional.embedding_bag(rows, factors, per_sample_weights=gains, mode="sum")
+def context_of(factors: Tensor, support: Tensor, weights: Tensor) -> Tensor:
+    """Contexts [U, F]: support rows [U, S] (newest last, -1 = none) of factors [N, F], by weights [U, S] and age."""
+    present = support >= 0
+    ages = torch.arange(support.shape[1] - 1, -1, -1, device=support.device)
+    gains = torch.where(present, weights, 0.0) * CONTEXT_DECAY**ages
+    pooled = torch.nn.functional.embedding_bag(support.clamp(min=0), factors, per_sample_weights=gains, mode="sum")
     return torch.nn.functional.normalize(pooled, dim=1)
 
 

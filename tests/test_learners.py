@@ -11,7 +11,15 @@ import torch
 from torch import Tensor
 
 from models import episodic_training
-from models.adapters import ADAPTERS, Adapter, BottleneckAdapter, LowRankAdapter, adapter_named, context_of
+from models.adapters import (
+    ADAPTERS,
+    CONTEXT_DECAY,
+    Adapter,
+    BottleneckAdapter,
+    LowRankAdapter,
+    adapter_named,
+    context_of,
+)
 from models.episodic_training import Episodes, Leaves, Serving, fit, outer_loss
 from models.inner_loop import InnerStep
 from models.inner_losses import ABSENT, CrossEntropy, HonestQuadratic, InnerLoss
@@ -143,11 +151,11 @@ def test_an_adapter_begins_without_a_deviation_but_not_without_a_slope(name: str
 
 
 def test_a_context_is_the_support_pooled_and_padding_is_not_read() -> None:
-    factors = torch.cat([draw(N, F), torch.zeros(1, F)])
-    rows, gains = torch.tensor([[N, 2, 5], [N, N, N]]), torch.tensor([[0.0, 0.5, 1.0], [0.0, 0.0, 0.0]])
-    pooled = 0.5 * factors[2] + factors[5]
-    found = context_of(factors, rows, gains)
-    torch.testing.assert_close(found[0], pooled / pooled.norm())
+    factors = draw(N, F)
+    support, weights = torch.tensor([[-1, 2, 5], [-1, -1, -1]]), torch.tensor([[torch.nan, 0.5, 2.0], [torch.nan] * 3])
+    pooled = 0.5 * CONTEXT_DECAY * factors[2] + 2.0 * factors[5]
+    found = context_of(factors, support, weights)
+    torch.testing.assert_close(found[0], pooled / torch.linalg.vector_norm(pooled))
     assert torch.equal(found[1], torch.zeros(F))
 
 
