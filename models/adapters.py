@@ -5,7 +5,7 @@ becomes a slope by the parameters. Items are scored by the vector alone (`factor
 no item with the parameters themselves, and a served user costs one vector whatever the adapter was. A constant per
 user would change neither a ranking nor a softmax, so no adapter has one.
 
-All of them read a `context` [U, F]: the user's support set pooled in the space of the inner factors, of length 1.
+Networks read a `context` [U, F]: the user's support set pooled in the space of the inner factors, of length 1.
 Letters: U users, F inner factors, R rank, A parameters of a user.
 """
 
@@ -29,6 +29,10 @@ class Adapter(Protocol):
         """A."""
 
     @property
+    def reads_context(self) -> bool:
+        """False where the context makes no difference and need not be computed."""
+
+    @property
     def head(self) -> Tensor:
         """[A] bool: parameters that the vector is linear in, given the others (what ANIL adapts)."""
 
@@ -47,6 +51,7 @@ class VectorAdapter:
     """The vector itself."""
 
     num_factors: int
+    reads_context = False
 
     @property
     def size(self) -> int:
@@ -83,6 +88,7 @@ class LowRankAdapter:
 
     num_factors: int
     rank: int = RANK
+    reads_context = True
 
     @property
     def size(self) -> int:
@@ -126,6 +132,7 @@ class BottleneckAdapter:
 
     num_factors: int
     rank: int = RANK
+    reads_context = True
 
     @property
     def size(self) -> int:

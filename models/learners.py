@@ -20,11 +20,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
-from models.adapters import Adapter
+from models.adapters import Adapter, VectorAdapter
 from models.inner_losses import InnerLoss
 
+HONEST = "honest"  # the MAP step of inner_loop.py, which needs no outer loop
 PRIOR_EVENTS = 100.0  # a step is as long as if so many more events had said nothing: short histories move little
 
 
@@ -65,6 +67,12 @@ class InnerSteps:
     initial: Tensor
     rates: Tensor
     precision: Tensor
+
+    @classmethod
+    def solving(cls, precision: Tensor) -> InnerSteps:
+        """Solve for the vector itself under a prior precision [F]."""
+        adapter = VectorAdapter(len(precision))
+        return cls(adapter, torch.zeros_like(precision), precision.new_zeros(0, adapter.size), precision)
 
     def parameters(self, loss: InnerLoss, context: Tensor, *, second_order: bool = True) -> Tensor:
         """Adapted parameters [U, A]; context [U, F]. First order: a backward pass takes the slopes for constants."""

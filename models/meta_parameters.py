@@ -1,7 +1,8 @@
 """What meta-training learns and a worker serves: one frozen value of tensors and plain metadata.
 
 Letters: n trained items, T text dimensions, D item-item dimensions, F inner factors, P item-item parts,
-M neighbours kept per item, B buckets of K (`models.popularity.BUCKET_STARTS`).
+M neighbours kept per item, A parameters of a user's adapter, K gradient steps,
+B buckets of K (`models.popularity.BUCKET_STARTS`).
 """
 
 from __future__ import annotations
@@ -12,6 +13,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from models.adapters import adapter_named
+from models.learners import HONEST, LEARNERS
 
 FORMAT = 1
 NUM_BUCKETS = 8
@@ -27,7 +31,9 @@ class MetaParameters:
         parts: names of the P item-item parts.
         support_size: number of newest positives the start looks at.
         recommend_seen: whether items a user has had may be listed again (learnt from repeats).
-        use_inner_step: False where the inner step did not pay on validation users.
+        use_inner_step: False where the inner loop did not pay on validation users.
+        learner: what computes a user's deviation: `honest` (one MAP step) or a name in `models.learners.LEARNERS`.
+        adapter: what the learner adapts, a name in `models.adapters.ADAPTERS`; it collapses to [F].
         step_from: smallest K at which the inner step moves the scores.
         tau: inverse temperature of the start's softmax.
         discount: what remains of the inner state (honest residuals and their metric) per event.
@@ -44,6 +50,8 @@ class MetaParameters:
         residual_mean: [F] mean of honest residuals over users: what no single user has to learn.
         metric: [F] the shared metric: mean variance of each factor under the start's prediction.
         precision: [F] prior precision of the inner step.
+        adapter_initial: [A] parameters of the adapter at which every user begins.
+        step_rates: [K, A] rates of the learner's K gradient steps; K = 0 for what is solved in one step.
         text_map: [T + 1, D + P * D + F] ridge map from text embedding (and 1) to the item's vectors.
         part_decays: [P] weight kept per event of age.
         part_weights: [B, 1 + P] weight of position popularity, then of each part, by bucket of K.
@@ -58,6 +66,8 @@ class MetaParameters:
     support_size: int
     recommend_seen: bool
     use_inner_step: bool
+    learner: str
+    adapter: str
     step_from: int
     tau: float
     discount: float
@@ -74,6 +84,8 @@ class MetaParameters:
     residual_mean: Tensor
     metric: Tensor
     precision: Tensor
+    adapter_initial: Tensor
+    step_rates: Tensor
     text_map: Tensor
     part_decays: Tensor
     part_weights: Tensor
@@ -81,7 +93,9 @@ class MetaParameters:
     counts: Tensor
 
     def __post_init__(self) -> None:
-        """Refuse tensors whose shapes do not belong together (ValueError names the first)."""
+        """Refuse tensors whose shapes do not belong together, and unknown learners (ValueError names the first)."""
+        if self.learner not in (HONEST, *LEARNERS):
+            raise ValueError(f"there is no learner {self.learner!r}")
         for name, shape in self._shapes().items():
             found = tuple(getattr(self, name).shape)
             if found != shape:
@@ -123,6 +137,7 @@ class MetaParameters:
     def _shapes(self) -> dict[str, tuple[int, ...]]:
         n, p = len(self.item_ids), len(self.parts)
         d, f, m = self.item_out.shape[-1], self.item_factors.shape[-1], self.neighbour_items.shape[-1]
+        a = adapter_named(self.adapter, f).size
         return {
             "item_out": (n, d),
             "item_in": (n, p, d),
@@ -134,6 +149,8 @@ class MetaParameters:
             "residual_mean": (f,),
             "metric": (f,),
             "precision": (f,),
+            "adapter_initial": (a,),
+            "step_rates": (self.step_rates.shape[0], a),
             "text_map": (self.text_map.shape[0], d + p * d + f),
             "part_decays": (p,),
             "part_weights": (NUM_BUCKETS, 1 + p),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,10 +21,12 @@ from models.factoring import centred
 from models.figures import interval, query_ranks, set_ndcg, user_means
 from models.item_fitting import part_matrices
 from models.item_tables import assemble_items
+from models.learner_tuning import Learnt, Method, fit_learner
+from models.learners import HONEST
 from models.meta_parameters import MetaParameters
 from models.part_weights import INITIAL_WEIGHTS, sample_of_bucket, scored_candidates, search
 from models.ranker import Ranker
-from models.replay import QUERY, prediction_moments, replay_start
+from models.replay import QUERY, Replay, prediction_moments, replay_start, tasks_before
 from models.table_fitting import Choices, Window, fit, popularity_moments, support_gains
 
 MAX_ITEMS = 10_000  # dense [N, N] matrices: 400 MB each
@@ -43,13 +46,15 @@ def meta_train(
     encoder: str,
     seed: int = 0,
     support_size: int = 60,
+    method: Method = Method(),  # noqa: B008  # a constant of strings
     progress: Progress | None = None,
 ) -> tuple[MetaParameters, dict[str, Any]]:
     """Fit everything on interactions; rows of `text_embeddings` [N, T] and `item_ids` are the items' rows.
 
     Item rows must be in the bytes order of their ids. Beyond MAX_ITEMS the most popular are fitted, the others are new
     items to the ranker; the report says so. `progress(stage, done, total)` is called as stages advance.
-    Raises ValueError without an interaction.
+    `method` says what adapts a user, and is switched off where it does not pay. Raises ValueError without an
+    interaction, and for a method that does not exist.
     """
     if len(interactions) == 0:
         raise ValueError("there is nothing to learn from: no positive interaction")
@@ -57,7 +62,7 @@ def meta_train(
     interactions, kept = _most_popular(interactions)
     text_embeddings, item_ids = text_embeddings[kept], tuple(item_ids[row] for row in kept.tolist())
     window = Window(interactions, text_embeddings, item_ids, encoder, seed, support_size)
-    choices, report = _validate(window, tell)
+    choices, report = _validate(window, method.checked(), tell)
     tell("fit tables on everything", 0, 1)
     parameters = fit(window, choices)
     tell("fit tables on everything", 1, 1)
@@ -76,7 +81,7 @@ def _most_popular(interactions: Interactions) -> tuple[Interactions, Tensor]:
     return replace(chosen, items=number[chosen.items], num_items=MAX_ITEMS), kept
 
 
-def _validate(window: Window, tell: Progress) -> tuple[Choices, dict[str, Any]]:
+def _validate(window: Window, method: Method, tell: Progress) -> tuple[Choices, dict[str, Any]]:
     """Choose weights, inner step and calibration on users whose first event comes after the earlier part."""
     interactions, seed = window.interactions, window.seed
     repeats = _repeat_share(interactions)
@@ -102,20 +107,37 @@ def _validate(window: Window, tell: Progress) -> tuple[Choices, dict[str, Any]]:
     ranker = _ranker(window, replace(fitted, part_weights=weights))
     del matrices
     replay = replay_start(ranker, interactions, cut, unseen, lambda n, of: tell("replay the later part", n, of))
-    factors = ranker.items.vectors[:, -ranker.state_size :]
-    tuned = inner_tuning.tune(replay, factors, seed=seed, progress=lambda n, of: tell("tune the inner step", n, of))
+    tuned, learnt = _adaptation(method, window, ranker, replay, unseen, tell)
     figures = user_means(set_ndcg(query_ranks(replay.start, replay.query)), replay.users)
     report |= {
         "validation_events": len(replay.targets),
         "start_set_ndcg": interval(figures, seed=seed).as_list(),
         "gain_of_inner_step": tuned.gain.as_list(),
+        **method._asdict(),
         "inner_step": "on" if tuned.pays else "off: it does not pay on validation users",
         "inner_settings": {"tau": tuned.tau, "discount": tuned.discount, "precision": tuned.precision},
         "part_weights": [[round(w, 3) for w in row] for row in weights.tolist()],
     }
     moments = prediction_moments(replay, tuned.tau)
     calibration = calibrate(replay, seed=seed)
-    return replace(neutral, weights=weights, tuned=tuned, calibration=calibration, moments=moments), report
+    choices = replace(neutral, weights=weights, tuned=tuned, learnt=learnt, calibration=calibration, moments=moments)
+    return choices, report
+
+
+def _adaptation(
+    method: Method, window: Window, ranker: Ranker, replay: Replay, events: Tensor, tell: Progress
+) -> tuple[inner_tuning.Tuned, Learnt | None]:
+    """Tune the honest step, or fit a learner; `events` [all events] is the mask of the replay's."""
+    factors = ranker.items.vectors[:, -ranker.state_size :]
+    if method.learner == HONEST:
+        progress = partial(tell, "tune the inner step")
+        return inner_tuning.tune(replay, factors, seed=window.seed, progress=progress), None
+    interactions = window.interactions
+    history = History.of(interactions.users)
+    tasks = tasks_before(ranker, interactions, history, events.nonzero()[:, 0])
+    progress = partial(tell, f"fit the learner ({method.learner})")
+    learnt = fit_learner(method, replay, tasks, factors, seed=window.seed, progress=progress)
+    return learnt.tuned, learnt
 
 
 def _split(interactions: Interactions) -> tuple[int, Tensor]:

@@ -16,8 +16,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from models.adapters import adapter_named, context_of
 from models.inner_loop import InnerStep
+from models.inner_losses import HonestQuadratic
 from models.item_tables import ItemTables
+from models.learners import HONEST, InnerSteps
 from models.meta_parameters import MetaParameters
 from models.popularity import bucket_of
 from models.top_items import best_rows, highest
@@ -123,6 +126,12 @@ class Ranker:
         self._parts = torch.arange(len(parameters.parts), device=device)
         ages = torch.arange(parameters.support_size - 1, -1, -1, dtype=torch.float32)
         self._decays = (parameters.part_decays[:, None] ** ages).to(device)
+        self._steps = InnerSteps(
+            adapter_named(parameters.adapter, self.state_size),
+            parameters.adapter_initial.to(device),
+            parameters.step_rates.to(device),
+            parameters.precision.to(device),
+        )
         self._inner = InnerStep(
             metric=parameters.metric.to(device),
             precision=parameters.precision.to(device),
@@ -139,13 +148,13 @@ class Ranker:
         items, bonus = self._finish(self._plain(support, tasks, priors), support, tasks.excluded)
         listed = torch.isfinite(bonus)
         bonus_items = torch.where(listed, items, self.items.num_items)
-        deviation = self._deviation(tasks.state, tasks.state_events, tasks.num_events)
+        deviation = self._deviation(tasks, tasks.state, tasks.state_events)
         return Served(support.vector, deviation, support.prior_weight, bonus_items, torch.where(listed, bonus, 0.0))
 
     def logits(self, tasks: TaskBatch, priors: Tensor) -> tuple[Tensor, Tensor]:
         """Adapted and start logits [U, N] from the served form; excluded items are -inf. Priors are [R, N]."""
         start = self._start(tasks, priors)
-        adapted = self._adapted(start, self._deviation(tasks.state, tasks.state_events, tasks.num_events))
+        adapted = self._adapted(start, self._deviation(tasks, tasks.state, tasks.state_events))
         return adapted[:, : self.items.num_items], start[:, : self.items.num_items]
 
     def step(self, tasks: TaskBatch, priors: Tensor, targets: Tensor, previous: Tensor | None = None) -> Step:
@@ -164,7 +173,7 @@ class Ranker:
         prediction = torch.softmax(self._inner.tau * start, 1)
         residual = self._inner.residual(prediction, self._factors.T, rows)
         before, after = self._carry(tasks, residual, known, previous)
-        adapted = self._adapted(start, self._deviation(*before, tasks.num_events))
+        adapted = self._adapted(start, self._deviation(tasks, *before))
         return Step(
             *after,
             loss_adapted=_loss(torch.softmax(self._inner.tau * adapted, 1), rows, known),
@@ -177,7 +186,7 @@ class Ranker:
     def rank(self, tasks: TaskBatch, priors: Tensor, k: int) -> Top:
         """List the k best items of every user; equal logits are ordered by row."""
         start = self._start(tasks, priors)
-        adapted = self._adapted(start, self._deviation(tasks.state, tasks.state_events, tasks.num_events))
+        adapted = self._adapted(start, self._deviation(tasks, tasks.state, tasks.state_events))
         items, values = best_rows(adapted, k)
         scale, offset = self._calibration[bucket_of(tasks.num_events)].unbind(1)
         return Top(items, values * scale[:, None] + offset[:, None])
@@ -234,10 +243,17 @@ class Ranker:
         own = popular.gather(1, rows[:, None])
         return _contest(popular.add_(tasks.excluded), rows, own)
 
-    def _deviation(self, state: Tensor, state_events: Tensor, num_events: Tensor) -> Tensor:
+    def _deviation(self, tasks: TaskBatch, state: Tensor, state_events: Tensor) -> Tensor:
+        """Run the inner loop of the version's learner, collapsed to the inner factors: [U, F]."""
         if not self.parameters.use_inner_step:
             return torch.zeros_like(state)
-        return self._inner.deviation(state, state_events, num_events)
+        if self.parameters.learner == HONEST:
+            return self._inner.deviation(state, state_events, tasks.num_events)
+        loss = HonestQuadratic(state, self._inner.weight(state_events), self._inner.metric, self._inner.tau)
+        context = state
+        if self._steps.adapter.reads_context:
+            context = context_of(self.items.vectors[:, -self.state_size :], tasks.support, tasks.weights)
+        return self._inner.limited(self._steps.vector(loss, context), tasks.num_events)
 
     def _adapted(self, start: Tensor, deviation: Tensor) -> Tensor:
         return torch.addmm(start, deviation, self._factors)

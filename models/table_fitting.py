@@ -6,6 +6,7 @@ Letters: N items, T text dimensions, B buckets, P parts, S support slots, F inne
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,6 +15,8 @@ from models import inner_tuning, popularity
 from models.episodes import History, Interactions, earlier
 from models.factoring import centred, factor
 from models.item_fitting import DECAYS, PARTS, Matrix, als_factors, part_matrices
+from models.learner_tuning import Learnt, Method
+from models.learners import InnerSteps
 from models.meta_parameters import MetaParameters
 from models.replay import Moments
 
@@ -42,13 +45,17 @@ class Window:
 
 @dataclass(frozen=True)
 class Choices:
-    """What validation decides: part weights [B, 1 + P], inner step, calibration [B, 2], moments in item space."""
+    """What validation decides: part weights [B, 1 + P], inner step, calibration [B, 2], moments in item space.
+
+    `learnt` is a fitted learner; without one the inner step is the honest one.
+    """
 
     weights: Tensor
     tuned: inner_tuning.Tuned
     calibration: Tensor
     moments: Moments
     recommend_seen: bool
+    learnt: Learnt | None = None
 
 
 def fit(window: Window, choices: Choices, matrices: list[Tensor] | None = None) -> MetaParameters:
@@ -65,9 +72,11 @@ def fit(window: Window, choices: Choices, matrices: list[Tensor] | None = None) 
         num_dims=NUM_DIMS,
         num_neighbours=NUM_NEIGHBOURS,
     )
-    factors, metric = _rotated(
-        als_factors(Matrix.of(interactions), num_factors=NUM_FACTORS, seed=window.seed), choices.moments
-    )
+    factors = als_factors(Matrix.of(interactions), num_factors=NUM_FACTORS, seed=window.seed)
+    if choices.learnt:
+        factors, metric = _turned(factors, choices.learnt.basis, choices.moments)
+    else:
+        factors, metric = _rotated(factors, choices.moments)
     events = torch.bincount(interactions.items, minlength=interactions.num_items).float()
     vectors = torch.cat([served.item_out, served.item_in.flatten(1), factors], 1)
     return MetaParameters(
@@ -77,6 +86,7 @@ def fit(window: Window, choices: Choices, matrices: list[Tensor] | None = None) 
         support_size=window.support_size,
         recommend_seen=choices.recommend_seen,
         use_inner_step=choices.tuned.pays,
+        **_inner_loop(choices),
         step_from=inner_tuning.STEP_FROM,
         tau=choices.tuned.tau,
         discount=choices.tuned.discount,
@@ -88,7 +98,6 @@ def fit(window: Window, choices: Choices, matrices: list[Tensor] | None = None) 
         item_events=events,
         residual_mean=choices.moments.item_bias @ factors,
         metric=metric,
-        precision=torch.full((NUM_FACTORS,), choices.tuned.precision),
         text_map=text_ridge(window.text_embeddings, vectors, events),
         part_decays=decays,
         part_weights=choices.weights,
@@ -121,6 +130,25 @@ def _rotated(factors: Tensor, moments: Moments) -> tuple[Tensor, Tensor]:
     """Factors [N, F] in the eigenbasis of their mean covariance under the prediction, and its eigenvalues [F]."""
     metric, rotation = torch.linalg.eigh(factors.T @ moments.covariance @ factors)
     return factors @ rotation, metric.clamp(min=0.0)
+
+
+def _turned(factors: Tensor, basis: Tensor, moments: Moments) -> tuple[Tensor, Tensor]:
+    """Factors [N, F] turned towards a basis [N, F] (orthogonal Procrustes, Schönemann 1966), and the metric's diagonal.
+
+    A learner's rates and initial parameters mean something in the basis that it was fitted in only.
+    """
+    left, _, right = torch.linalg.svd(factors.T @ basis)
+    turned = factors @ (left @ right)
+    return turned, (turned.T @ moments.covariance @ turned).diagonal().clamp(min=0.0)
+
+
+def _inner_loop(choices: Choices) -> dict[str, Any]:
+    """Give the fields that say how a user is adapted."""
+    method, steps = Method(), InnerSteps.solving(torch.full((NUM_FACTORS,), choices.tuned.precision))
+    if choices.learnt:
+        method, steps = choices.learnt.method, choices.learnt.steps
+    fields = {"precision": steps.precision, "adapter_initial": steps.initial, "step_rates": steps.rates}
+    return {**method._asdict(), **{name: tensor.contiguous() for name, tensor in fields.items()}}
 
 
 def _counts(interactions: Interactions, history: History) -> Tensor:

@@ -10,6 +10,10 @@ import typer
 
 from pipeline.cli_output import AsJson, columns, emit_json, say
 
+# Spelt out, because importing torch to list them would take seconds; a test compares them with the models'.
+Learners = Literal["honest", "ridge", "maml", "fomaml", "anil", "reptile", "meta-sgd"]
+Adapters = Literal["vector", "lora", "bottleneck"]
+
 services = typer.Typer(help="The embedded broker and database, for development.", no_args_is_help=True)
 
 
@@ -120,27 +124,58 @@ def meta_train(
         str | None, typer.Option(help="Catalogue as for `items`; otherwise the topic of items is read.")
     ] = None,
     mapping: Annotated[Path | None, typer.Option(help="TOML file that maps foreign JSON onto the contract.")] = None,
+    learner: Annotated[Learners, typer.Option(help="How a user is adapted; see above.")] = "honest",
+    adapter: Annotated[Adapters, typer.Option(help="What a gradient learner adapts; see above.")] = "vector",
     seed: Annotated[int, typer.Option(help="Of everything random in training.")] = 0,
     json: AsJson = False,
 ) -> None:
     """Learn meta-parameters from past interactions.
 
     They are registered as a version, which needs the writer's login. Fitted on the earlier users, validated
-    prequentially on users it has not seen; what does not pay there is switched off, the inner step included. The first
+    prequentially on users it has not seen; what does not pay there is switched off, the inner loop included. The first
     version becomes live, later ones are challengers.
+
+    \b
+    Learners, all on honest residuals (errors of predictions made before each event):
+      honest    one MAP step with a shared metric; nothing to fit, the default
+      ridge     the same solve, with a precision learnt for every factor
+      maml      five gradient steps from a learnt beginning, differentiated through
+      fomaml    the same to first order: faster to train
+      anil      maml, with the adapter's last layer alone adapted
+      reptile   the beginning moves to where the steps end; no query is looked at
+      meta-sgd  maml with step sizes learnt for every parameter and step
+
+    \b
+    Adapters, all served as one vector a user, so that they cost the same:
+      vector      the user's vector itself
+      lora        a low-rank update of the map from what she took to her vector
+      bottleneck  a small network on what she took
+
+    `python -m tests.benchmarks learners` in a checkout compares them. Gradient learners stop early on users of their
+    own; the figure that decides is made on users that neither moved nor stopped them.
 
     \b
     Examples:
       innerloop meta-train history.jsonl.gz --items catalogue.jsonl
-      innerloop meta-train --from-topic
+      innerloop meta-train --from-topic --learner fomaml --adapter vector
     """
     if (interactions is None) == (not from_topic):
         raise typer.BadParameter("give either a file of interactions or --from-topic")
+    from models.learner_tuning import Method
     from pipeline import meta_training
     from pipeline.settings import Settings
 
+    try:
+        method = Method(learner, adapter).checked()
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
     trained = meta_training.run(
-        Settings.load(), interactions_file=interactions, items_file=items, mapping_file=mapping, seed=seed
+        Settings.load(),
+        interactions_file=interactions,
+        items_file=items,
+        mapping_file=mapping,
+        seed=seed,
+        method=method,
     )
     if json:
         emit_json(trained.as_json())

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from models.encoder import TextEncoder, resolve_encoder
 from models.episodes import Interactions
+from models.learner_tuning import Method
 from models.outer_loop import meta_train
 from pipeline import registry, training_data
 from pipeline.adaptation import Types
@@ -63,6 +64,7 @@ def run(
     items_file: str | None,
     mapping_file: Path | None = None,
     seed: int = 0,
+    method: Method = Method(),  # noqa: B008  # a constant of strings
 ) -> Trained:
     """Read, encode, meta-train, register. Without a file the topics are read.
 
@@ -85,6 +87,7 @@ def run(
             encoder=encoder.name,
             seed=seed,
             support_size=settings.support_size,
+            method=method,
             progress=progress,
         )
     provenance = _provenance(settings, interactions_file, columns, seed)

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import torch
 
+from models.adapters import adapter_named
+from models.learners import LEARNERS
 from models.meta_parameters import NUM_BUCKETS, MetaParameters
 from pipeline.chunks import Chunk
 
@@ -66,6 +68,8 @@ def meta_parameters(item_ids: Sequence[str], *, text_dim: int = 16, seed: int = 
         "support_size": 10,
         "recommend_seen": False,
         "use_inner_step": True,
+        "learner": "honest",
+        "adapter": "vector",
         "step_from": 1,
         "tau": 1.5,
         "discount": 0.97,
@@ -82,6 +86,8 @@ def meta_parameters(item_ids: Sequence[str], *, text_dim: int = 16, seed: int = 
         "residual_mean": torch.zeros(f),
         "metric": torch.linspace(1.0, 0.1, f),
         "precision": torch.full((f,), 3.0),
+        "adapter_initial": torch.zeros(f),
+        "step_rates": torch.zeros(0, f),
         "text_map": normal(text_dim + 1, d + p * d + f) * 0.1,
         "part_decays": torch.tensor([0.9, 0.8, 0.9, 0.9]),
         "part_weights": torch.full((NUM_BUCKETS, 1 + p), 1 / (1 + p)),
@@ -89,3 +95,16 @@ def meta_parameters(item_ids: Sequence[str], *, text_dim: int = 16, seed: int = 
         "counts": normal(NUM_BUCKETS, n).abs() * 10,
     }
     return MetaParameters(**(fields | changes))  # type: ignore[arg-type]
+
+
+def learnt_fields(learner: str, adapter: str, *, num_factors: int = 16, seed: int = 0) -> dict[str, object]:
+    """Fields of meta-parameters whose inner loop is this learner's, with random initial parameters and rates."""
+    made, draw = adapter_named(adapter, num_factors), torch.Generator().manual_seed(seed)
+    steps = 0 if LEARNERS[learner].solves else 3
+    return {
+        "learner": learner,
+        "adapter": adapter,
+        "adapter_initial": made.initial(draw) + 0.1 * torch.randn(made.size, generator=draw),
+        "step_rates": torch.rand(steps, made.size, generator=draw) * 30,
+        "precision": torch.rand(num_factors, generator=draw) + 1.0,
+    }

@@ -68,6 +68,7 @@ def test_help_imports_neither_torch_nor_sqlalchemy_nor_kafka() -> None:
         ["dead-letters", "replay"],
         ["meta-train"],
         ["meta-train", "file", "--from-topic"],
+        ["meta-train", "file", "--learner", "ridge", "--adapter", "lora"],
         ["produce", "-", "--pass-through", "--mapping", "m.toml"],
     ],
 )

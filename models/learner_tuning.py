@@ -1,0 +1,117 @@
+"""A gradient-based learner fitted and judged on validation users, as the honest step is.
+
+Letters: E events of the replay, N items, F inner factors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from models.adapters import adapter_named
+from models.episode_sources import HonestEpisodes
+from models.episodic_training import EpisodeSource, Fitted, Serving, figures, fit
+from models.figures import interval, user_means
+from models.inner_loop import InnerStep
+from models.inner_tuning import STEP_FROM, TRUST_RADIUS, Tuned
+from models.learners import HONEST, LEARNERS, InnerSteps
+from models.ranker import TaskBatch
+from models.replay import Replay, prediction_moments
+
+# The published ones (a shared metric, one step): a learner's own rates and precisions do the rest.
+_TAU, _DISCOUNT, _PRECISION = 1.5, 0.99, 3.0
+
+
+class Method(NamedTuple):
+    """How users are adapted: the honest MAP step needs no training, the others are fitted by `fit_learner`."""
+
+    learner: str = HONEST
+    adapter: str = "vector"
+
+    def checked(self) -> Method:
+        """Return it. Raises ValueError, and says what there is, for a pair that does not exist."""
+        names = (HONEST, *LEARNERS)
+        if self.learner not in names:
+            raise ValueError(f"there is no learner {self.learner!r}, only {', '.join(names)}")
+        adapter_named(self.adapter, 1)
+        if self.adapter != "vector" and (self.learner == HONEST or LEARNERS[self.learner].solves):
+            raise ValueError(f"{self.learner} solves for the user's vector itself: it has no adapter {self.adapter!r}")
+        return self
+
+
+@dataclass(frozen=True)
+class Learnt:
+    """A fitted learner in the basis [N, F] of item factors that it was fitted in, and whether it pays."""
+
+    method: Method
+    steps: InnerSteps
+    basis: Tensor
+    tuned: Tuned
+    epochs: int
+
+
+def fit_learner(
+    method: Method,
+    replay: Replay,
+    tasks: TaskBatch,
+    factors: Tensor,
+    *,
+    seed: int,
+    progress: Callable[[int, int], None],
+) -> Learnt:
+    """Fit on everybody; judge on each half of the users what the other half has fitted. `tasks` [E] are the replay's.
+
+    Whoever judges a fit has neither moved it nor stopped it.
+    """
+    basis, step = _eigenbasis(replay, factors)
+    source, serving = HonestEpisodes.of(replay, tasks, basis, step), Serving(basis, step)
+    adapter, learner = adapter_named(method.adapter, basis.shape[1]), LEARNERS[method.learner]
+    everything, half = torch.arange(len(replay.users)), _half(replay.users, seed)
+
+    def fitted(number: int, numbers: Tensor) -> Fitted:
+        def tell(done: int, total: int) -> None:
+            progress(number * total + done, 3 * total)
+
+        return fit(learner, adapter, source, serving, seed=seed, numbers=numbers, tell=tell)
+
+    folds = everything[half], everything[~half]
+    judged = [_gains(fitted(number, folds[number]).steps, source, folds[1 - number], serving) for number in range(2)]
+    gain = torch.cat(judged)
+    error = float(gain.std()) / max(len(gain), 1) ** 0.5
+    final = fitted(2, everything)
+    progress(1, 1)
+    tuned = Tuned(_TAU, _DISCOUNT, _PRECISION, interval(gain, seed=seed), pays=float(gain.mean()) > error)
+    return Learnt(method, final.steps, basis, tuned, final.epochs)
+
+
+def _eigenbasis(replay: Replay, factors: Tensor) -> tuple[Tensor, InnerStep]:
+    """Factors [N, F] in the eigenbasis of the shared metric, and the honest step in it."""
+    moments = prediction_moments(replay, _TAU)
+    metric, rotation = torch.linalg.eigh(factors.T @ moments.covariance @ factors)
+    basis = factors @ rotation
+    return basis, InnerStep(
+        metric=metric.clamp(min=0.0),
+        precision=torch.full_like(metric, _PRECISION),
+        residual_mean=moments.item_bias @ basis,
+        tau=_TAU,
+        discount=_DISCOUNT,
+        trust_radius=TRUST_RADIUS,
+        step_from=STEP_FROM,
+    )
+
+
+def _half(users: Tensor, seed: int) -> Tensor:
+    """Events [E] of a random half of the users."""
+    there = torch.unique(users)
+    order = torch.randperm(len(there), generator=torch.Generator().manual_seed(seed))
+    return torch.isin(users, there[order[: len(there) // 2]])
+
+
+def _gains(steps: InnerSteps, source: EpisodeSource, numbers: Tensor, serving: Serving) -> Tensor:
+    """Gain over the start in set nDCG@10, by user."""
+    adapted, start = figures(steps, source, numbers, serving)
+    return user_means(adapted - start, source.users[numbers])
