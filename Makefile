@@ -9,7 +9,7 @@ STAMP := $(VENV)/installed
 OUT ?= out
 ARGS ?=
 
-.PHONY: help install demo test test-long test-compose check format bench referee clean
+.PHONY: help install demo test test-long test-compose check format bench bench-drift referee clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -51,6 +51,9 @@ format: $(STAMP) ## rewrite the code in its format
 
 bench: $(STAMP) ## what it costs and where it stops (ARGS=--quick, or names: ARGS="inner-step write-path")
 	$(BIN)/python -m tests.benchmarks $(ARGS)
+
+bench-drift: $(STAMP) ## the drift monitor beside River's detectors and beside a schedule (ARGS=--quick)
+	$(BIN)/python -m tests.benchmarks.drift_detection $(ARGS)
 
 referee: $(STAMP) ## write the file that the stream referee judges to OUT
 	mkdir -p $(OUT)

@@ -1,0 +1,164 @@
+"""The monitor's arithmetic: what it finds, what it must not, and that pieces and restarts change nothing."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from pipeline.drift import BLOCK, DriftMonitor, Observations, Sensitivity
+from pipeline.drift_detector import Detector, rounded
+from pipeline.drift_expectation import LEARN_IN, Expectation
+from tests.benchmarks.drift_detection import MISSED, measured, monitor, trials
+from tests.benchmarks.drift_loop import alternating, by_monitor, by_schedule
+from tests.benchmarks.drift_streams import DAY_MS, EVENTS_PER_DAY, START_MS, coins, daily, observed
+
+
+def stream(rates: np.ndarray[tuple[int], np.dtype[np.float64]], seed: int = 0) -> Observations:
+    rng = np.random.default_rng(seed)
+    return observed(coins(rates, rng), rng, poison=0.001)
+
+
+def step(before: int, after: int, low: float = 0.2, high: float = 0.4) -> Observations:
+    return stream(np.concatenate([np.full(before, low), np.full(after, high)]))
+
+
+def fingerprint(watched: DriftMonitor) -> str:
+    numbers, inputs = watched.state()
+    return json.dumps([numbers, {series: kept.hex() for series, kept in sorted(inputs.items())}], sort_keys=True)
+
+
+def restored(watched: DriftMonitor, sensitivity: Sensitivity | None = None) -> DriftMonitor:
+    numbers, inputs = watched.state()
+    return DriftMonitor.restore(json.loads(json.dumps(numbers)), inputs, sensitivity)
+
+
+def test_a_rise_is_an_alarm_within_400_events_and_opens_a_case() -> None:
+    watched = DriftMonitor()
+    alarms = watched.observe(step(8_000, 600))
+    assert {alarm.series for alarm in alarms if alarm.worse} >= {"loss"}
+    assert all(7_900 <= alarm.at < 8_400 for alarm in alarms)
+    assert watched.case is not None
+
+
+def test_an_improvement_is_no_alarm() -> None:
+    watched = DriftMonitor()
+    alarms = watched.observe(step(8_000, 3_000, 0.4, 0.2))
+    assert alarms
+    assert not any(alarm.worse for alarm in alarms)
+    assert watched.case is None
+
+
+def test_more_events_of_a_dearer_kind_at_the_same_loss_are_no_alarm() -> None:
+    rng = np.random.default_rng(0)
+    num = 16_000
+    new = np.where(np.arange(num) < 8_000, rng.random(num) < 0.1, rng.random(num) < 0.6)
+    loss = coins(np.where(new, 0.6, 0.2), rng)
+    seen = replace(observed(loss, rng), new_items=new, start=loss)
+    assert not [alarm for alarm in DriftMonitor().observe(seen) if alarm.worse]
+
+
+def test_an_adaptation_that_earns_less_at_the_same_loss_is_an_alarm_of_the_gain() -> None:
+    rng = np.random.default_rng(0)
+    loss = coins(np.full(12_000, 0.3), rng)
+    start = loss + np.where(np.arange(12_000) < 8_000, 0.5, 0.0) * rng.random(12_000)
+    seen = replace(observed(loss, rng), start=start)
+    assert {alarm.series for alarm in DriftMonitor().observe(seen) if alarm.worse} == {"gain"}
+
+
+def test_a_drift_in_one_scene_is_an_alarm_of_that_scene() -> None:
+    rng = np.random.default_rng(1)
+    scenes = np.where(rng.random(40_000) < 0.1, "tv", "home")
+    worse = (np.arange(40_000) > 30_000) & (scenes == "tv")
+    seen = replace(observed(coins(np.where(worse, 0.5, 0.2), rng), rng), scenes=scenes)
+    assert "scene:tv" in {alarm.series for alarm in DriftMonitor().observe(seen) if alarm.worse}
+
+
+def test_losses_that_are_no_numbers_are_counted_and_change_nothing() -> None:
+    clean, watched, poisoned = DriftMonitor(), DriftMonitor(), step(8_000, 600)
+    assert clean.observe(poisoned.at(poisoned.finite)) == watched.observe(poisoned)
+    assert watched.num_unusable == (~poisoned.finite).sum() > 0
+    clean.num_unusable = watched.num_unusable
+    assert fingerprint(clean) == fingerprint(watched)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_pieces_and_restarts_change_neither_the_alarms_nor_the_state(seed: int) -> None:
+    small = Sensitivity(window=700, segment_window=300)  # renewed several times
+    seen = step(6_000, 3_000)
+    whole, pieces = DriftMonitor(small), DriftMonitor(small)
+    expected, found, start = whole.observe(seen), [], 0
+    draw = np.random.default_rng(seed)
+    while start < len(seen):
+        size = int(draw.integers(1, 3 * BLOCK))
+        found += pieces.observe(seen.at(slice(start, start + size)))
+        start += size
+        pieces = restored(pieces, small)
+    assert sorted(found, key=str) == sorted(expected, key=str)
+    assert fingerprint(pieces) == fingerprint(whole)
+    assert found
+
+
+def test_the_memory_of_a_detector_is_bounded_and_restores_it() -> None:
+    values = rounded(np.random.default_rng(0).normal(size=5_000), 1.0)
+    whole = Detector(0.01, 512)
+    whole.feed(values)
+    assert len(whole.inputs) < 1024
+    again = Detector(0.01, 512, whole.inputs)
+    rise = rounded(np.random.default_rng(1).normal(0.8, 1, 400), 1.0)
+    assert again.feed(rise) == whole.feed(rise) != []
+
+
+def test_the_hours_of_the_day_are_learnt_and_a_change_of_level_is_not() -> None:
+    rng = np.random.default_rng(0)
+    rates = daily(np.full(8 * EVENTS_PER_DAY, 0.2))
+    rates[6 * EVENTS_PER_DAY :] += 0.2
+    known, num = Expectation(1), len(rates)
+    at_ms = START_MS + (np.arange(num) * (DAY_MS / EVENTS_PER_DAY)).astype(np.int64)
+    loss, cells = coins(rates, rng), np.zeros(num, np.int64)
+    for start in range(0, num, BLOCK):
+        now = slice(start, start + BLOCK)
+        known.learn(loss[now], cells[now], at_ms[now])
+    truth = 0.1 * np.sin(2 * np.pi * (np.arange(24) + 0.5) / 24)
+    assert np.abs(known.season - truth).max() < 0.05
+    assert known.days == 6
+
+
+def test_nothing_is_said_before_enough_is_known() -> None:
+    watched = DriftMonitor()
+    watched.observe(stream(np.full(LEARN_IN - 1, 0.2)))
+    assert not watched.detectors
+
+
+def test_a_version_of_its_own_level_starts_anew_and_keeps_the_hours() -> None:
+    watched = DriftMonitor()
+    watched.observe(stream(daily(np.full(3 * EVENTS_PER_DAY, 0.2))))
+    season = watched.expectations["loss"].season.copy()
+    watched.restart()
+    assert season.any()
+    assert (watched.expectations["loss"].season == season).all()
+    assert not watched.expectations["loss"].known
+
+
+@pytest.mark.parametrize("trial", [t for t in trials(quick=True) if t.change is not None], ids=lambda trial: trial.name)
+def test_every_kind_of_change_is_found_in_time(trial: object) -> None:
+    found = measured(trial, monitor, 4)  # type: ignore[arg-type]
+    assert MISSED not in found.delays
+    limit = {"coin .20 → .40": 400, "SEA, abrupt": 750, "coin .20 → .25": 8_000}.get(trial.name, 4_500)  # type: ignore[attr-defined]
+    assert max(found.delays) <= limit
+
+
+def test_streams_without_drift_stay_quiet() -> None:
+    still, cycle = trials(quick=True)[:2]
+    assert 1e4 * (found := measured(still, monitor, 2)).early / found.events <= 0.1
+    assert 1e4 * (found := measured(cycle, monitor, 1)).early / found.events <= 0.5
+
+
+def test_the_loop_beats_a_schedule_of_as_many_retrainings() -> None:
+    rng = np.random.default_rng(0)
+    switched = alternating("LED", 2, 20_000, rng)
+    ran = by_monitor(switched, 20_000, rng)
+    assert (ran.fits, ran.found) == (2, 1.0)
+    assert ran.error < by_schedule(switched, 2, rng).error
