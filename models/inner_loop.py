@@ -64,3 +64,58 @@ class InnerStep:
     def learn(self, state: Tensor, residual: Tensor) -> Tensor:
         """State [U, F] after one more residual [U, F]."""
         return self.discount * state + residual
+
+
+States = tuple[Tensor, Tensor]  # vectors [U, F] and numbers of residuals in them [U]
+
+
+def carry(
+    step: InnerStep, states: States, residual: Tensor, known: Tensor, previous: Tensor | None = None
+) -> tuple[States, States]:
+    """States before and after every event; elementwise, so that cutting a log into calls changes no bit.
+
+    Args:
+        step: what learns.
+        states: before the first event of each user in this call.
+        residual: [U, F] of each event.
+        known: [U] bool, whether the event teaches anything; if not, the state is handed on.
+        previous: [U] row of the same user's event before, -1 = none in this call. Raises ValueError where that row
+            does not come earlier.
+
+    """
+    state, counts = states
+    if previous is None or not bool((previous >= 0).any()):
+        after = torch.where(known[:, None], step.learn(state, residual), state)
+        return states, (after, counts + known)
+    turns, counts = _turns(previous.tolist(), counts, known)
+    order = torch.tensor([row for turn in turns for row in turn], device=state.device)
+    place = torch.empty_like(order)
+    place[order] = torch.arange(len(order), device=state.device)
+    discount, gain = torch.where(known, step.discount, 1.0), torch.where(known[:, None], residual, 0.0)
+    before, after = state[order], torch.empty_like(state)
+    columns = before, after, discount[order, None], gain[order], place[previous[order]]
+    sizes = [len(turn) for turn in turns]
+    for turn, (had, gets, *learnt, earlier) in enumerate(
+        zip(*(torch.split(column, sizes) for column in columns), strict=True)
+    ):
+        if turn:
+            torch.index_select(after, 0, earlier, out=had)
+        torch.mul(had, learnt[0], out=gets).add_(learnt[1])  # `step.learn` where it is known, else the same
+    return (before[place], counts), (after[place], counts + known)
+
+
+def _turns(previous: list[int], counts: Tensor, known: Tensor) -> tuple[list[list[int]], Tensor]:
+    """Rows in turns, each of which needs turns before it only, and the number of residuals before every event [U]."""
+    numbers, teaches = counts.tolist(), known.tolist()
+    turn_of, turns = list[int](), list[list[int]]()
+    for row, earlier in enumerate(previous):
+        if earlier >= row:
+            raise ValueError(f"row {row} follows row {earlier}: a user's events must be oldest first")
+        turn = 0
+        if earlier >= 0:
+            turn, numbers[row] = turn_of[earlier] + 1, numbers[earlier] + teaches[earlier]
+        turn_of.append(turn)
+        if turn == len(turns):
+            turns.append([])
+        turns[turn].append(row)
+    return turns, torch.tensor(numbers, device=counts.device)

@@ -12,6 +12,7 @@ from torch import Tensor
 BUCKET_STARTS = (1, 3, 6, 11, 21, 51, 101)
 NUM_BUCKETS = len(BUCKET_STARTS) + 1
 HALF_LIFE = 4000.0
+_STARTS = torch.tensor(BUCKET_STARTS)
 
 # Mixture behind one row of priors: its own and the next bucket in equal parts, and all buckets against thin counts.
 _SHARE_NEAR = 0.85
@@ -20,8 +21,7 @@ _FLOOR = 0.17  # probability mass spread evenly, so that an item without counts 
 
 def bucket_of(num_events: Tensor) -> Tensor:
     """Bucket 0..B-1 of K = number of earlier positives, any shape of int64."""
-    starts = torch.tensor(BUCKET_STARTS, device=num_events.device)
-    return torch.bucketize(num_events, starts, right=True)
+    return torch.bucketize(num_events, _STARTS.to(num_events.device), right=True)
 
 
 def advance(counts: Tensor, buckets: Tensor, items: Tensor, *, half_life: float = HALF_LIFE) -> Tensor:

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from models.adapters import adapter_named, context_of
-from models.inner_loop import InnerStep
+from models.inner_loop import InnerStep, carry
 from models.inner_losses import HonestQuadratic
 from models.item_tables import ItemTables
 from models.learners import HONEST, InnerSteps
@@ -172,7 +172,7 @@ class Ranker:
         _contest(start, rows, own)
         prediction = torch.softmax(self._inner.tau * start, 1)
         residual = self._inner.residual(prediction, self._factors.T, rows)
-        before, after = self._carry(tasks, residual, known, previous)
+        before, after = carry(self._inner, (tasks.state, tasks.state_events), residual, known, previous)
         adapted = self._adapted(start, self._deviation(tasks, *before))
         return Step(
             *after,
@@ -258,22 +258,6 @@ class Ranker:
     def _adapted(self, start: Tensor, deviation: Tensor) -> Tensor:
         return torch.addmm(start, deviation, self._factors)
 
-    def _carry(
-        self, tasks: TaskBatch, residual: Tensor, known: Tensor, previous: Tensor | None
-    ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-        """States (vector, count) before and after every event; elementwise, so that cutting a log changes no bit."""
-        before, counts = tasks.state, tasks.state_events
-        after = torch.where(known[:, None], self._inner.learn(before, residual), before)
-        if previous is None:
-            return (before, counts), (after, counts + known.long())
-        before, counts, counts_after = before.clone(), counts.clone(), counts + known.long()
-        for rows in _by_depth(previous):
-            before[rows], counts[rows] = after[previous[rows]], counts_after[previous[rows]]
-            learnt = self._inner.learn(before[rows], residual[rows])
-            after[rows] = torch.where(known[rows, None], learnt, before[rows])
-            counts_after[rows] = counts[rows] + known[rows].long()
-        return (before, counts), (after, counts_after)
-
 
 def _weighted(table: Tensor, entries: Tensor, shares: Tensor) -> Tensor:
     """Weighted sums over the last axis of entries [..., X] of a table [rows, P, V], row and part counted through."""
@@ -293,17 +277,6 @@ def _contest(scores: Tensor, rows: Tensor, own: Tensor) -> Tensor:
     """Let the item in question, which scores `own` [U, 1], compete although it is excluded, in place."""
     found = scores.gather(1, rows[:, None])
     return scores.scatter_(1, rows[:, None], torch.where(found > -torch.inf, found, own))
-
-
-def _by_depth(previous: Tensor) -> list[Tensor]:
-    """Rows whose previous row is in the chunk, grouped so that every group needs only groups before it."""
-    depths: list[int] = []
-    for row, earlier in enumerate(previous.tolist()):
-        if earlier >= row:
-            raise ValueError(f"row {row} follows row {earlier}: a user's events must be oldest first")
-        depths.append(0 if earlier < 0 else depths[earlier] + 1)
-    depth = torch.tensor(depths)
-    return [(depth == d).nonzero()[:, 0].to(previous.device) for d in range(1, max(depths, default=0) + 1)]
 
 
 def _rank(scores: Tensor, rows: Tensor) -> Tensor:

@@ -38,7 +38,7 @@ from schemas.event_types import CODES, DEFAULT_EVENT_TYPES
 
 # Users per call of the ranker. Padding to one of few sizes keeps a row's result independent of the others, to the bit:
 # matrix kernels give the same rows at any of these sizes, but not below four rows.
-CHUNK_SIZES = (8, 16, 32, 64)
+CHUNK_SIZES = (8, 16, 32, 64, 128)
 NUM_POPULAR = 1000
 
 
@@ -357,12 +357,14 @@ class Adaptation:
         """Dismissed, withdrawn and (unless repeated) seen items at -inf, the others at 0 [size, N]."""
         device, num_items = self.ranker.items.vectors.device, len(self._row_nos)
         rows = self.catalogue.row_of[np.abs(known.marks)]
-        hidden = (rows >= 0) & ((known.marks < 0) | (not self._recommend_seen))
-        cells = np.repeat(np.arange(0, len(known.num_marks) * num_items, num_items), known.num_marks) + rows
-        excluded = torch.zeros(size, num_items, device=device)
-        excluded[:, self._withdrawn] = -torch.inf
-        excluded.view(-1).index_fill_(0, torch.from_numpy(cells[hidden]).to(device), -torch.inf)
-        return excluded
+        if self._recommend_seen:
+            rows[known.marks > 0] = -1
+        # one column more in front, for items without a row (-1)
+        excluded = torch.zeros(size, 1 + num_items, device=device)
+        rows += np.repeat(np.arange(len(known.num_marks)) * (1 + num_items) + 1, known.num_marks)
+        excluded.view(-1).index_fill_(0, torch.from_numpy(rows).to(device), -torch.inf)
+        excluded[:, 1:].index_fill_(1, self._withdrawn, -torch.inf)
+        return excluded[:, 1:]
 
 
 def _previous(slots: Ints) -> Ints:
@@ -383,6 +385,8 @@ def _chunks(indices: Ints) -> Iterator[Ints]:
 def _padded(rows: NDArray[np.generic], value: int) -> Tensor:
     """Rows [n, …] padded to the next of CHUNK_SIZES."""
     size = next(size for size in CHUNK_SIZES if size >= len(rows))
+    if size == len(rows):
+        return torch.from_numpy(np.ascontiguousarray(rows))
     padded = np.full((size, *rows.shape[1:]), value, rows.dtype)
     padded[: len(rows)] = rows
     return torch.from_numpy(padded)

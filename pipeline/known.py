@@ -42,61 +42,66 @@ class Before:
         size = table.support_items.shape[1]
         full = np.full(len(users), size)
         self._size, self._horizon = size, table.seen_horizon
-        items, types = columns
-        self._items = _Stretches.of(user, positive, items, table.support_items[users].ravel(), full)
-        self._types = _Stretches.of(user, positive, types, table.support_types[users].ravel(), full)
-        self._marks = _Stretches.of(user, marks != 0, marks, *_seen(table, users))
+        support = table.support_items[users].ravel(), table.support_types[users].ravel()
+        self._support = _Stretches.of(user, positive, columns, support, full)
+        seen, num_seen = _seen(table, users)
+        self._marks = _Stretches.of(user, marks != 0, (marks,), (seen,), num_seen)
 
     def of(self, events: Ints) -> Known:
         """What was known before these events, in their order."""
-        return Known(
-            self._items.newest(events, self._size),
-            self._types.newest(events, self._size).astype(np.int8),
-            *self._marks.ragged(events, self._horizon),
-        )
+        items, types = self._support.newest(events, self._size)
+        return Known(items, types.astype(np.int8), *self._marks.ragged(events, self._horizon))
 
 
 @dataclass(frozen=True, slots=True)
 class _Stretches:
-    """One stretch of a flat array for each user: the entries there were, then those of the batch, oldest first.
+    """One stretch of flat arrays for each user: the entries there were, then those of the batch, oldest first.
 
     Attributes:
-        entries: [L] all stretches.
+        columns: one array [L] or several beside each other, all stretches.
         start, end: [E] where the stretch of an event's user begins, and where it ended before the event.
 
     """
 
-    entries: NDArray[np.int32]
+    columns: tuple[NDArray[np.int32], ...]
     start: Ints
     end: Ints
 
     @classmethod
     def of(
-        cls, user: Ints, adds: NDArray[np.bool_], values: Ints, old: NDArray[np.integer], lengths: Ints
+        cls,
+        user: Ints,
+        adds: NDArray[np.bool_],
+        values: tuple[Ints, ...],
+        old: tuple[NDArray[np.integer], ...],
+        lengths: Ints,
     ) -> _Stretches:
         """user, adds, values: [E] whose event, whether it adds an entry, which; old: users' entries, `lengths` [U]."""
         added = np.bincount(user[adds], minlength=len(lengths))
         starts = np.cumsum(lengths + added) - lengths - added
-        entries = np.zeros(len(old) + int(added.sum()), np.int32)
-        entries[np.repeat(starts - np.cumsum(lengths) + lengths, lengths) + np.arange(len(old))] = old
         end = starts[user] + lengths[user] + earlier(user, adds)
-        entries[end[adds]] = values[adds]
-        return cls(entries, starts[user], end)
+        had = np.repeat(starts - np.cumsum(lengths) + lengths, lengths) + np.arange(len(old[0]))
+        columns = tuple(np.zeros(len(had) + int(added.sum()), np.int32) for _ in old)
+        for column, before, new in zip(columns, old, values, strict=True):
+            column[had], column[end[adds]] = before, new[adds]
+        return cls(columns, starts[user], end)
 
     def ragged(self, events: Ints, limit: int) -> tuple[NDArray[np.int32], Ints]:
         """The newest entries before these events, `limit` each at most: one after the other, and how many are whose."""
         lengths: Ints = np.minimum(self.end[events] - self.start[events], limit)
         ends = np.cumsum(lengths)
         place = np.arange(ends[-1] if len(ends) else 0) + np.repeat(self.end[events] - ends, lengths)
-        return self.entries[place], lengths
+        return self.columns[0][place], lengths
 
-    def newest(self, events: Ints, width: int) -> NDArray[np.int32]:
+    def newest(self, events: Ints, width: int) -> list[NDArray[np.int32]]:
         """The newest entries before these events [len(events), width], right-aligned, 0 where there were fewer."""
-        if not len(self.entries):
-            return np.zeros((len(events), width), np.int32)
         place = self.end[events][:, None] + np.arange(-width, 0)
-        inside = place >= self.start[events][:, None]
-        return np.where(inside, self.entries[np.maximum(place, 0)], 0).astype(np.int32)
+        absent = place < self.start[events][:, None]
+        place[absent] = 0
+        found = [column[place] for column in self.columns]
+        for column in found:
+            column[absent] = 0
+        return found
 
 
 def earlier(groups: Ints, counted: NDArray[np.bool_]) -> Ints:

@@ -27,7 +27,7 @@ from sqlalchemy.exc import OperationalError
 
 from models.encoder import resolve_encoder
 from models.meta_parameters import MetaParameters
-from pipeline import registry
+from pipeline import arithmetic, registry
 from pipeline.adaptation import Adaptation, Types
 from pipeline.artefacts import Artefacts
 from pipeline.chunks import Chunk, cut
@@ -62,8 +62,7 @@ def run(settings: Settings) -> int:
     """Run a worker until SIGTERM or SIGINT; gives the exit code."""
     quieten_logs()
     arm(settings.failpoints)
-    torch.set_num_threads(settings.torch_threads)
-    torch.set_flush_denormal(True)  # denormal numbers cost a factor of 20
+    arithmetic.prepare(settings.torch_threads)
     try:
         return asyncio.run(_Worker(settings).run())
     except ConfigurationError as error:

@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from rich.progress import track
 
+from pipeline import arithmetic
 from tests.benchmarks.stream import StreamWorker, load_stream, train
 
 DISCOUNTS = 1 / np.log2(np.arange(10) + 2)
@@ -92,8 +93,7 @@ def main() -> None:
     parser.add_argument("--home", type=Path, default=Path.home() / ".innerloop")
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    torch.set_flush_denormal(True)
+    arithmetic.prepare(1)
     started = time.monotonic()
     columns = judged(arguments.phase, arguments.home, seed=arguments.seed, num_partitions=arguments.partitions)
     np.savez_compressed(arguments.out, allow_pickle=False, **columns)

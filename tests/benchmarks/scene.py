@@ -16,7 +16,7 @@ from models.encoder import HashedBagOfWords
 from models.item_fitting import PARTS
 from models.meta_parameters import NUM_BUCKETS, MetaParameters
 from models.table_fitting import NUM_DIMS, NUM_FACTORS, NUM_NEIGHBOURS
-from pipeline import embedded_broker, embedded_database, registry, topics
+from pipeline import arithmetic, embedded_broker, embedded_database, registry, topics
 from pipeline.adaptation import Adaptation, Types
 from pipeline.artefacts import Artefacts
 from pipeline.catalogue import Catalogue, ListedItem, build_catalogue
@@ -186,5 +186,4 @@ def batches(
 
 def one_thread() -> None:
     """As a worker computes."""
-    torch.set_num_threads(1)
-    torch.set_flush_denormal(True)
+    arithmetic.prepare(1)

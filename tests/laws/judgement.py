@@ -11,9 +11,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 
-from pipeline import topics
+from pipeline import arithmetic, topics
 from pipeline.chunks import Chunk
 from pipeline.settings import Settings
 from pipeline.store import SESSION
@@ -96,8 +95,7 @@ def _assert_equal(mine: list[tuple[Any, ...]], other: list[tuple[Any, ...]], num
 
 def replay(deployment: Deployment, log: Sequence[topics.Record], database: Database) -> None:
     """Put the whole log through a loop in this process."""
-    torch.set_num_threads(1)
-    torch.set_flush_denormal(True)  # as the worker does
+    arithmetic.prepare(1)
     engine = connect_engine(database.writer_url, options=SESSION)
     names = {name.removeprefix("INNERLOOP_").lower(): value for name, value in deployment.settings().items()}
     loop = build_loop(Settings.load(**names), engine)
