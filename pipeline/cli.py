@@ -12,7 +12,7 @@ import sys
 
 import typer
 
-from pipeline import cli_dataset, cli_feed, cli_read, cli_run
+from pipeline import cli_dataset, cli_feed, cli_models, cli_read, cli_run
 from schemas.errors import ConfigurationError
 
 FAILED, CONFIGURATION = 1, 78
@@ -52,6 +52,7 @@ cli_run.register(app)
 cli_feed.register(app)
 cli_dataset.register(app)
 cli_read.register(app)
+cli_models.register(app)
 
 
 def main() -> None:
@@ -92,6 +93,7 @@ def _away() -> tuple[type[Exception], ...]:
         "sqlalchemy.exc:DBAPIError",
         "models.checkpoint:ArtefactRefused",
         "pipeline.registry:NoLiveVersion",
+        "pipeline.versions:NotPossible",
         "pipeline.topics:BrokerUnavailable",
     )
 

@@ -26,6 +26,8 @@ from schemas.tables import artefact_writes, meta_versions, state_maps
 
 # Advisory, of the session: the first of two concurrent registrations becomes live, and nobody collects between them.
 REGISTRATION_LOCK = 0x696E_6E65_726C_7270
+# Why a version cannot be given to workers, or returned to.
+UNREADABLE = (ArtefactMissing, checkpoint.ArtefactRefused)
 
 
 class NoLiveVersion(Exception):

@@ -82,6 +82,11 @@ class Settings(BaseSettings):
     dead_letter_limit: float = Field(0.5, gt=0, le=1, description="share of dead letters that stops a worker")
     dead_letter_window: int = Field(1000, ge=1, description="events over which that share is taken")
     session_timeout_seconds: float = Field(6.0, gt=0, le=300, description="Kafka session timeout; Kafka wants ≥ 6")
+    promote_events: int = Field(2000, ge=1, description="later events that a challenger is judged on at least")
+    promote_users: int = Field(100, ge=1, description="users that they come from at least")
+    canary_share: float = Field(0.05, gt=0, le=1, description="share of the partitions of a canary; one at least")
+    canary_events: int = Field(1000, ge=1, description="events after which a canary goes live if it is not worse")
+    canary_hours: float = Field(24.0, gt=0, description="hours after which a canary without a verdict is taken back")
     failpoints: str = Field("", description="tests only: name=crash|error|sleep:ms,…")
     accept_data_gap: bool = Field(False, description="go on after events that the broker no longer has")
 

@@ -17,6 +17,7 @@ OUTSIDE |= {"sqlalchemy", "structlog", "subprocess", "tempfile", "time"}
 PURE = {"adaptation", "batching", "binary_copy", "catalogue", "drift", "item_statistics", "support", "synthetic"}
 PURE |= {"chunks", "known", "offline_worker", "outcome", "user_rows"}
 PURE |= {"drift_decision", "drift_detector", "drift_expectation"}
+PURE |= {"judgement"}
 KNOWS_MODELS = {"pipeline.registry": "refuses an artefact that must not be served before its row exists"}
 
 
