@@ -37,6 +37,8 @@ TWO = meta_parameters(
     residual_mean=torch.zeros(WIDE),
     metric=torch.linspace(1.0, 0.1, WIDE),
     precision=torch.full((WIDE,), 3.0),
+    adapter_initial=torch.zeros(WIDE),
+    step_rates=torch.zeros(0, WIDE),
     text_map=torch.randn(17, 16 + 4 * 16 + WIDE, generator=torch.Generator().manual_seed(6)) * 0.1,
 )
 FORWARD: NDArray[np.float64] = np.random.default_rng(0).normal(size=(16, WIDE)).astype(np.float64)
