@@ -27,6 +27,7 @@ from pipeline.adaptation import Adaptation, Types
 from pipeline.batching import MicroBatch, Parse, micro_batch
 from pipeline.catalogue import Catalogue, ListedItem, build_catalogue
 from pipeline.chunks import Chunk
+from pipeline.item_statistics import EPOCH
 from pipeline.outcome import Outcome
 from pipeline.support import Ints, Segments, UserTable
 from schemas.event_types import CODES
@@ -135,6 +136,15 @@ class OfflineWorker:
         self._admit(list(zip(batch.events, batch.partition.tolist(), strict=True)))
         return self.adaptation.apply(batch)
 
+    def forget_counts(self) -> None:
+        """Put the item statistics back to the version's, at a fresh epoch: as if no other user had been here.
+
+        What is then applied takes effect after EPOCH offsets, so that shorter rounds never see each other's counts.
+        """
+        for partition, offset in self.positions.items():
+            self.positions[partition] = -(-offset // EPOCH) * EPOCH
+            self.adaptation.statistics[partition] = self.adaptation.initial_statistics(self.positions[partition])
+
     def listed(self, outcome: Outcome, k: int) -> dict[str, list[str]]:
         """The k best item ids of each user whom the micro-batch touched, best first, as they stand after it."""
         ids = {number: item_id for item_id, number in self.catalogue.number_of.items()}
@@ -196,7 +206,10 @@ class Recorder(Ranker):
         self._noted: list[Noted] = []
 
     def expect(self, queries: Ints) -> None:
-        """Give the catalogue rows [E, Q] (-1 = none) to look for before each positive to come whose item has a row."""
+        """Give the catalogue rows [E, Q] to look for before each positive to come whose item has a row.
+
+        -1 = none; an event whose whole query is absent is not noted.
+        """
         self._queries.extend(queries)
 
     def take_noted(self) -> Noted:
@@ -207,18 +220,30 @@ class Recorder(Ranker):
         if self._queries:
             raise ValueError(f"{len(self._queries)} expected events were not scored: leave duplicates out")
         noted, self._noted = self._noted, []
+        if not noted:
+            return Noted(torch.zeros(0, 0), torch.zeros(0, 0), *torch.zeros(2, 0, LISTED, dtype=torch.int64))
         return Noted(*(torch.cat(column) for column in zip(*noted, strict=True)))
 
     def step(self, tasks: TaskBatch, priors: Tensor, targets: Tensor, previous: Tensor | None = None) -> Step:
         """Predict, learn, and note the logits as they stood before each event; padding is at the end."""
         step = super().step(tasks, priors, targets, previous)
         num = int((targets >= 0).sum())
-        query = torch.from_numpy(np.stack(self._queries[:num])).to(targets.device)
+        queries = np.stack(self._queries[:num])
         del self._queries[:num]
-        adapted, start = (logits[:num] for logits in self.logits(_as_before(tasks, step, previous), priors))
+        wanted = torch.from_numpy(np.flatnonzero((queries >= 0).any(1))).to(targets.device)
+        if len(wanted):
+            query = torch.from_numpy(queries).to(targets.device)[wanted]
+            self.note(*self.logits(_rows(_as_before(tasks, step, previous), wanted), priors), query)
+        return step
+
+    def note(self, adapted: Tensor, start: Tensor, query: Tensor) -> None:
+        """Keep of the logits [n, N] before n events what is looked for: query [n, Q] rows."""
         lists = (best_rows(logits, LISTED)[0] for logits in (adapted, start))
         self._noted.append(Noted(query_ranks(adapted, query), query_ranks(start, query), *lists))
-        return step
+
+
+def _rows(tasks: TaskBatch, rows: Tensor) -> TaskBatch:
+    return TaskBatch(**{field.name: getattr(tasks, field.name)[rows] for field in fields(TaskBatch)})
 
 
 def _as_before(tasks: TaskBatch, step: Step, previous: Tensor | None) -> TaskBatch:

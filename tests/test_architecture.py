@@ -10,7 +10,7 @@ import pytest
 ROOT = pathlib.Path(__file__).parent.parent
 OURS = ("schemas", "models", "pipeline")
 # The modules that join the parts, and the files that they are cut into (`cli_run`). Only they know everything.
-WIRING = ("worker", "loop", "monitor", "trainer", "cli", "demo", "meta_training")
+WIRING = ("worker", "loop", "monitor", "trainer", "cli", "demo", "meta_training", "backtest")
 # A module that imports one of these does input or output, or has a clock.
 OUTSIDE = {"aiokafka", "alembic", "faust", "kafka", "mode", "os", "pathlib", "psycopg2", "random", "shutil", "socket"}
 OUTSIDE |= {"sqlalchemy", "structlog", "subprocess", "tempfile", "time"}
@@ -18,6 +18,7 @@ PURE = {"adaptation", "batching", "binary_copy", "catalogue", "drift", "item_sta
 PURE |= {"chunks", "known", "offline_worker", "outcome", "user_rows"}
 PURE |= {"drift_decision", "drift_detector", "drift_expectation"}
 PURE |= {"judgement"}
+PURE |= {"foreign_columns", "interaction_log", "protocols"}
 KNOWS_MODELS = {"pipeline.registry": "refuses an artefact that must not be served before its row exists"}
 
 

@@ -1,0 +1,45 @@
+"""What every peer is asked: scores of all items for users of whom a history is known; then what came next.
+
+Letters: U users, H history slots, N items, E events.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Known:
+    """Users before an event: histories [U, H] of item rows, newest last, -1 where none, and K [U] (may exceed H)."""
+
+    history: Tensor
+    num_events: Tensor
+
+    def had(self, num_items: int) -> Tensor:
+        """1.0 where a user has had an item: [U, N]."""
+        return self.weighted(num_items, 1.0).clamp(max=1.0)
+
+    def weighted(self, num_items: int, decay: float) -> Tensor:
+        """Sum of decay^age over a user's events with each item, age 0 being the newest: [U, N]."""
+        ages = torch.arange(self.history.shape[1] - 1, -1, -1, dtype=torch.float32)
+        gains = torch.where(self.history >= 0, decay**ages, 0.0)
+        empty = torch.zeros(len(self.history), num_items)
+        return empty.scatter_add_(1, self.history.clamp(min=0), gains)
+
+    def select(self, rows: Tensor) -> Known:
+        """Keep some users."""
+        return Known(self.history[rows], self.num_events[rows])
+
+
+class Peer(Protocol):
+    """One recommender, fitted when it was made."""
+
+    def scores(self, known: Known) -> Tensor:
+        """Scores [U, N] before the users' next event, comparable within a user."""
+
+    def learn(self, known: Known, items: Tensor) -> None:
+        """Take in what came next for these users: items [U], in time order; a user may come several times."""

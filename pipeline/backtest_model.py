@@ -1,0 +1,205 @@
+"""innerloop itself in a backtest: meta-trained on the fit part, streamed through the worker's own code."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from models.encoder import TextEncoder
+from models.episodes import Interactions
+from models.meta_parameters import MetaParameters
+from models.outer_loop import meta_train
+from pipeline.adaptation import Types
+from pipeline.backtest_figures import Floats, Judged
+from pipeline.catalogue import ListedItem
+from pipeline.embeddings import cached_embeddings
+from pipeline.interaction_log import InteractionLog
+from pipeline.offline_worker import MakeRanker, Noted, OfflineWorker, Recorder
+from pipeline.outcome import Outcome
+from pipeline.protocols import StreamCut
+from pipeline.support import Ints
+
+BATCH_EVENTS = 1024
+Tell = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Model:
+    """Parameters from the fit part, with the report of their training and the texts of all items [N, T]."""
+
+    parameters: MetaParameters
+    report: dict[str, Any]
+    embeddings: Tensor
+    seconds: float
+
+    def worker(
+        self, log: InteractionLog, types: Types, make_ranker: MakeRanker, *, num_partitions: int = 1
+    ) -> OfflineWorker:
+        """A worker with all items of the log as its catalogue."""
+        return OfflineWorker(
+            self.parameters,
+            [
+                ListedItem(item_id, row + 1, log.texts[row] or "", True, True)
+                for row, item_id in enumerate(log.item_ids)
+            ],
+            self.embeddings,
+            capacity=len(log.user_ids) + 1,
+            types=types,
+            num_partitions=num_partitions,
+            make_ranker=make_ranker,
+        )
+
+
+@dataclass(frozen=True)
+class Streamed:
+    """What the worker said before each judged event, in their order, and what it cost.
+
+    Attributes:
+        losses: [E, 2] prequential loss adapted, start.
+        pairs: score served, and whether the item was among the user's next ten: [n], [n].
+        event_seconds: CPU time per event.
+        user_bytes: memory per user.
+
+    """
+
+    adapted: Judged
+    start: Judged
+    losses: Floats
+    pairs: tuple[Floats, NDArray[np.bool_]]
+    event_seconds: float
+    user_bytes: int
+
+
+def embed(log: InteractionLog, encoder: TextEncoder, home: Path, tell: Tell) -> Tensor:
+    """Text embeddings of all items [N, T]; zeros where there is no text."""
+    rows = [row for row, text in enumerate(log.texts) if text]
+    embeddings = torch.zeros(len(log.item_ids), encoder.size)
+    if rows:
+        texts = [log.texts[row] or "" for row in rows]
+        found = cached_embeddings(encoder, texts, home / "cache", lambda n, of: tell("encode texts", n, of))
+        embeddings[torch.tensor(rows)] = found
+    return embeddings
+
+
+def interactions_of(log: InteractionLog, events: Ints) -> Interactions:
+    """Positive events of these numbers, over all items of the log."""
+    chosen = events[log.positive[events]]
+    return Interactions(
+        torch.from_numpy(log.users[chosen]),
+        torch.from_numpy(log.items[chosen]),
+        torch.from_numpy(log.times[chosen]),
+        torch.from_numpy(log.weights[chosen]),
+        len(log.item_ids),
+    )
+
+
+def train(
+    log: InteractionLog, fit: Ints, embeddings: Tensor, *, encoder: str, seed: int, tell: Tell, **recipe: Any
+) -> Model:
+    """Meta-train on the fit part's positives and the items that occur in it."""
+    started = time.process_time()
+    interactions = interactions_of(log, fit)
+    rows, items = torch.unique(interactions.items, return_inverse=True)  # ascending, so in the bytes order of the ids
+    parameters, report = meta_train(
+        Interactions(interactions.users, items, interactions.times, interactions.weights, len(rows)),
+        embeddings[rows],
+        item_ids=tuple(log.item_ids[row] for row in rows.tolist()),
+        encoder=encoder,
+        seed=seed,
+        progress=tell,
+        **recipe,
+    )
+    return Model(parameters, report, embeddings, time.process_time() - started)
+
+
+def stream(
+    model: Model, log: InteractionLog, cut: StreamCut, queries: Ints, types: Types, *, num_partitions: int, tell: Tell
+) -> Streamed:
+    """Remember the fit part's users, then predict and learn the stream event by event.
+
+    `queries` [S, 10] as `cut.next_items`, -1 throughout for events that are not to be judged.
+    """
+    worker = model.worker(log, types, Recorder, num_partitions=num_partitions)
+    worker.remember(log.events(cut.fit[np.isin(log.users[cut.fit], log.users[cut.stream])]))
+    started = time.process_time()
+    place_of = np.full(len(log), -1)
+    place_of[cut.judged] = np.arange(len(cut.judged))
+    later = _later(log, cut, queries)
+    noted, places, losses, pairs = [], [], np.zeros((len(cut.judged), 2)), []
+    for begin in range(0, len(cut.stream), BATCH_EVENTS):
+        numbers = cut.stream[begin : begin + BATCH_EVENTS]
+        found, outcome = _apply(worker, log, numbers, queries, place_of)
+        where = _places(outcome, place_of)
+        places.append(where[(queries[where] >= 0).any(1)])
+        noted.append(found)
+        losses[where] = np.stack([outcome.prequential.loss_adapted, outcome.prequential.loss_start], 1)
+        pairs.append(_served(worker, outcome, _newest(outcome, place_of), later))
+        tell("stream", min(begin + BATCH_EVENTS, len(cut.stream)), len(cut.stream))
+    order = np.argsort(np.concatenate(places), kind="stable")
+    columns = [torch.cat(column).numpy()[order] for column in zip(*noted, strict=True)]
+    asked = (queries >= 0).any(1)
+    scores, hits = (np.concatenate(column) for column in zip(*pairs, strict=True))
+    return Streamed(
+        Judged(columns[0].astype(np.float32), columns[2]),
+        Judged(columns[1].astype(np.float32), columns[3]),
+        losses[asked],
+        (scores, hits),
+        (time.process_time() - started) / max(len(cut.stream), 1),
+        worker.table.bytes_per_user,
+    )
+
+
+def _apply(
+    worker: OfflineWorker, log: InteractionLog, numbers: Ints, queries: Ints, place_of: Ints
+) -> tuple[Noted, Outcome]:
+    assert isinstance(worker.ranker, Recorder)  # noqa: S101 - for the type checker
+    batch = worker.micro_batch(list(log.events(numbers)))
+    places = place_of[[event.id_hash for event in batch.events]]
+    worker.ranker.expect(queries[places[places >= 0]])
+    outcome = worker.apply(batch)
+    return worker.ranker.take_noted(), outcome
+
+
+def _places(outcome: Outcome, place_of: Ints) -> Ints:
+    """Place in the judged stream of each row of the prequential record."""
+    places = place_of[[event.id_hash for event in outcome.batch.events]]
+    return places[places >= 0]
+
+
+def _served(
+    worker: OfflineWorker, outcome: Outcome, newest: dict[str, int], later: Ints
+) -> tuple[Floats, NDArray[np.bool_]]:
+    """Scores of the lists written for users, and whether the item was among the ten that followed.
+
+    `newest`: place of each user's newest judged event; `later` [S, 10]: rows that follow a place, -1 = none.
+    """
+    scores, hits = [np.zeros(0)], [np.zeros(0, bool)]
+    users, lists = worker.table.user_ids(outcome.slots), outcome.lists
+    for user_id, row, values, length in zip(users, lists.item_nos, lists.scores, lists.lengths.tolist(), strict=True):
+        place = newest.get(user_id, -1)
+        if place >= 0 and (later[place] >= 0).all():
+            scores.append(values[:length])
+            hits.append(np.isin(worker.catalogue.row_of[row[:length]], later[place]))
+    return np.concatenate(scores), np.concatenate(hits)
+
+
+def _newest(outcome: Outcome, place_of: Ints) -> dict[str, int]:
+    places = ((event.user_id, int(place_of[event.id_hash])) for event in outcome.batch.events)
+    return {user_id: place for user_id, place in places if place >= 0}
+
+
+def _later(log: InteractionLog, cut: StreamCut, queries: Ints) -> Ints:
+    """What is looked for before the user's next event, at the place of each: [S, 10], -1 for a user's last."""
+    order = np.argsort(log.users[cut.judged], kind="stable")
+    same = log.users[cut.judged][order][1:] == log.users[cut.judged][order][:-1]
+    later = np.full_like(queries, -1)
+    later[order[:-1][same]] = queries[order[1:][same]]
+    return later

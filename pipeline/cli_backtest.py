@@ -1,0 +1,109 @@
+"""The command that judges adaptation offline, on any interactions."""
+# ruff: noqa: D301  # \b is click's mark for a paragraph that keeps its lines; a raw string would lose it
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from pipeline.cli_output import AsJson, emit_json, say
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this file."""
+    app.command()(backtest)
+
+
+def backtest(
+    data: Annotated[
+        str,
+        typer.Argument(
+            help="JSON Lines, CSV (both also gzipped) or Parquet of interactions, or ml-100k, or synthetic.",
+            metavar="DATA",
+        ),
+    ],
+    items: Annotated[
+        str | None, typer.Option(help="Catalogue with texts, as for `items`; without it ids only.")
+    ] = None,
+    mapping: Annotated[
+        Path | None, typer.Option(help="TOML file that says where user, item, type and time are found.")
+    ] = None,
+    protocol: Annotated[
+        Literal["stream", "static"],
+        typer.Option(
+            help="stream: rank before each event, then learn it. static: after exactly 1, 3, 5, 10, 20 events."
+        ),
+    ] = "stream",
+    phase: Annotated[
+        Literal["tune", "test"],
+        typer.Option(help="stream only: judge the last 20 % of users, or the 30 % before them."),
+    ] = "test",
+    query: Annotated[
+        Literal["gap", "adjacent"], typer.Option(help="static only: look for events 21 to 40, or for the next 20.")
+    ] = "gap",
+    peers: Annotated[
+        str, typer.Option(help="Comma-separated; also sasrec (slow) and repeats; `none` for innerloop alone.")
+    ] = "popular,popular-online,popular-by-position,item-knn,ease,als",
+    out: Annotated[Path | None, typer.Option(help="Folder for report.html and report.json.")] = None,
+    referee_scores: Annotated[
+        Path | None, typer.Option(help="Also write what a referee judges: ranks (stream) or scores (static), .npz.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of everything random in training.")] = 0,
+    max_users: Annotated[int, typer.Option(min=10, help="Of a larger file so many users are kept, whole.")] = 50_000,
+    judged_users: Annotated[
+        int, typer.Option(min=1, help="stream only: so many unseen and so many known users are ranked for.")
+    ] = 2000,
+    partitions: Annotated[int, typer.Option(min=1, help="stream only: users spread over so many partitions.")] = 1,
+    json: AsJson = False,
+) -> None:
+    """Judge what adaptation would earn on your data.
+
+    Offline: no Kafka, no Postgres. Meta-trains on the users who came first, then runs the worker's own code (decode,
+    support set, score, learn) over those who came later, against popularity, ItemKNN, EASE and ALS in the same run.
+
+    Columns are found by their usual names (user_id, item_id, timestamp, rating, …); --mapping says otherwise. Events
+    of one user are used in order of time. Nothing of the users to be judged is known to training or to tuning.
+
+    \b
+    Examples:
+      innerloop backtest ml-100k --out report
+      innerloop backtest clicks.jsonl.gz --items catalogue.jsonl --out report
+      innerloop backtest orders.parquet --mapping orders.toml --peers popular,item-knn
+      innerloop backtest ml-100k --protocol static --referee-scores scores.npz
+    """
+    from pipeline import backtest as judging
+    from pipeline import backtest_output as output
+    from pipeline.settings import Settings
+
+    names = () if peers == "none" else tuple(name.strip() for name in peers.split(",") if name.strip())
+    request = judging.Request(
+        data=data,
+        items=items,
+        mapping=mapping,
+        phase=phase,
+        query=query,
+        peers=names,
+        seed=seed,
+        max_users=max_users,
+        judged_users=judged_users,
+        num_partitions=partitions,
+    )
+    settings = Settings.load()
+    if protocol == "static":
+        static = judging.run_static(settings, request)
+        text, found = output.static_text(static), static.as_json()
+        if referee_scores:
+            output.write_static_scores(static, referee_scores)
+    else:
+        streamed = judging.run_stream(settings, request)
+        text, found = output.stream_text(streamed), streamed.as_json()
+        if referee_scores:
+            output.write_stream_scores(streamed, referee_scores)
+    if json:
+        emit_json(found)
+    else:
+        print(text)
+    if referee_scores:
+        say(f"for the referee: {referee_scores}")
