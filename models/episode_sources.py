@@ -1,47 +1,41 @@
 """Episodes of a replayed stream: what an inner loop may know before each event, and what came after.
 
-Letters: E events of the replay, U of them in a batch, N items, F inner factors, S support slots.
+Letters: E events of the replay, U of them in a batch, N items, F inner factors, S support slots, G predictions,
+C candidates.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from models.adapters import context_of
+from models.episodes import History, Interactions
 from models.episodic_training import Episodes
-from models.inner_loop import InnerStep
-from models.inner_losses import HonestQuadratic
-from models.ranker import TaskBatch
-from models.replay import Replay, honest_residuals, states_before
+from models.inner_losses import CrossEntropy, HonestQuadratic, InnerLoss
+from models.ranker import Ranker
+from models.replay import Replay, epochs, honest_residuals, states_before, tasks_before
+
+_CHUNK = 64
 
 
 @dataclass(frozen=True)
-class HonestEpisodes:
-    """Episodes on honest residuals: the state that a worker would hold before each event.
+class ReplayedEpisodes:
+    """Every event of a replay as an episode.
 
     Attributes:
         replay: predictions of the start, E events.
         context: [E, F].
-        state: [E, F] discounted sum of honest residuals before the event.
-        weight: [E] discounted number of them.
-        step: metric and temperature.
+        loss: of the events of these numbers [U].
 
     """
 
     replay: Replay
     context: Tensor
-    state: Tensor
-    weight: Tensor
-    step: InnerStep
-
-    @classmethod
-    def of(cls, replay: Replay, tasks: TaskBatch, factors: Tensor, step: InnerStep) -> HonestEpisodes:
-        """Scan the residuals for factors [N, F]; `tasks` [E] are those before the events."""
-        residuals = honest_residuals(replay, factors, step.tau) - step.residual_mean
-        state, count = states_before(replay.users, residuals, step.discount)
-        return cls(replay, context_of(factors, tasks.support, tasks.weights), state, step.weight(count), step)
+    loss: Callable[[Tensor], InnerLoss]
 
     @property
     def users(self) -> Tensor:
@@ -51,11 +45,44 @@ class HonestEpisodes:
     def episodes(self, numbers: Tensor) -> Episodes:
         """Gather."""
         replay = self.replay
-        return Episodes(
-            HonestQuadratic(self.state[numbers], self.weight[numbers], self.step.metric, self.step.tau),
-            self.context[numbers],
-            replay.start[numbers],
-            replay.query[numbers],
-            replay.num_events[numbers],
-            replay.users[numbers],
-        )
+        columns = (replay.start, replay.query, replay.num_events, replay.users)
+        return Episodes(self.loss(numbers), self.context[numbers], *(column[numbers] for column in columns))
+
+
+def honest_episodes(ranker: Ranker, interactions: Interactions, replay: Replay) -> ReplayedEpisodes:
+    """Inner losses from the states that a worker would hold before each event."""
+    step, factors = ranker.inner_step, ranker.items.vectors[:, -ranker.state_size :]
+    residuals = honest_residuals(replay, factors, step.tau) - step.residual_mean
+    state, count = states_before(replay.users, residuals, step.discount)
+    weight = step.weight(count)
+
+    def loss(numbers: Tensor) -> InnerLoss:
+        return HonestQuadratic(state[numbers], weight[numbers], step.metric, step.tau)
+
+    return ReplayedEpisodes(replay, _contexts(ranker, interactions, replay), loss)
+
+
+def candidate_episodes(
+    ranker: Ranker, interactions: Interactions, replay: Replay, *, first: int, honest: bool
+) -> ReplayedEpisodes:
+    """Inner losses over candidates as `Ranker.candidate_loss` makes them; the replay began at event `first`."""
+    history, losses = History.of(interactions.users), list[CrossEntropy]()
+    for now, priors in epochs(ranker, interactions, first):
+        for chunk in torch.split(now[torch.isin(now, replay.events)], _CHUNK):
+            if len(chunk):
+                tasks = tasks_before(ranker, interactions, history, chunk)
+                losses.append(ranker.candidate_loss(tasks, priors, honest=honest))
+    vectors, offset, target = (
+        torch.cat(columns) for columns in zip(*(vars(one).values() for one in losses), strict=True)
+    )
+
+    def loss(numbers: Tensor) -> InnerLoss:
+        return CrossEntropy(vectors[numbers], offset[numbers], target[numbers])
+
+    return ReplayedEpisodes(replay, _contexts(ranker, interactions, replay), loss)
+
+
+def _contexts(ranker: Ranker, interactions: Interactions, replay: Replay) -> Tensor:
+    history, factors = History.of(interactions.users), ranker.items.vectors[:, -ranker.state_size :]
+    tasks = (tasks_before(ranker, interactions, history, chunk) for chunk in torch.split(replay.events, _CHUNK))
+    return torch.cat([context_of(factors, one.support, one.weights) for one in tasks])

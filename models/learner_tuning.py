@@ -6,20 +6,20 @@ Letters: E events of the replay, N items, F inner factors.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from models.adapters import adapter_named
-from models.episode_sources import HonestEpisodes
+from models.episode_sources import ReplayedEpisodes, candidate_episodes, honest_episodes
+from models.episodes import Interactions
 from models.episodic_training import EpisodeSource, Fitted, Serving, figures, fit
 from models.figures import interval, user_means
-from models.inner_loop import InnerStep
-from models.inner_tuning import STEP_FROM, TRUST_RADIUS, Tuned
-from models.learners import HONEST, LEARNERS, InnerSteps
-from models.ranker import TaskBatch
+from models.inner_tuning import Tuned
+from models.learners import HONEST, LEARNERS, RESIDUALS, InnerSteps
+from models.ranker import Ranker
 from models.replay import Replay, prediction_moments
 
 # The published ones (a shared metric, one step): a learner's own rates and precisions do the rest.
@@ -31,13 +31,18 @@ class Method(NamedTuple):
 
     learner: str = HONEST
     adapter: str = "vector"
+    residuals: str = "honest"
 
     def checked(self) -> Method:
-        """Return it. Raises ValueError, and says what there is, for a pair that does not exist."""
+        """Return it. Raises ValueError, and says what there is, for a combination that does not exist."""
         names = (HONEST, *LEARNERS)
         if self.learner not in names:
             raise ValueError(f"there is no learner {self.learner!r}, only {', '.join(names)}")
         adapter_named(self.adapter, 1)
+        if self.residuals not in RESIDUALS:
+            raise ValueError(f"there are no residuals {self.residuals!r}, only {', '.join(RESIDUALS)}")
+        if self.learner == HONEST and self.residuals != "honest":
+            raise ValueError(f"the honest step learns from honest residuals only, not from {self.residuals!r}")
         if self.adapter != "vector" and (self.learner == HONEST or LEARNERS[self.learner].solves):
             raise ValueError(f"{self.learner} solves for the user's vector itself: it has no adapter {self.adapter!r}")
         return self
@@ -56,19 +61,22 @@ class Learnt:
 
 def fit_learner(
     method: Method,
+    ranker: Ranker,
+    interactions: Interactions,
     replay: Replay,
-    tasks: TaskBatch,
-    factors: Tensor,
     *,
+    first: int,
     seed: int,
     progress: Callable[[int, int], None],
 ) -> Learnt:
-    """Fit on everybody; judge on each half of the users what the other half has fitted. `tasks` [E] are the replay's.
+    """Fit on everybody; judge on each half of the users what the other half has fitted.
 
-    Whoever judges a fit has neither moved it nor stopped it.
+    `ranker` made the `replay` of `interactions` from event `first` on. Whoever judges a fit has neither moved it nor
+    stopped it.
     """
-    basis, step = _eigenbasis(replay, factors)
-    source, serving = HonestEpisodes.of(replay, tasks, basis, step), Serving(basis, step)
+    ranker = rebased(ranker, replay)
+    basis = ranker.items.vectors[:, -ranker.state_size :]
+    source, serving = episodes_for(method, ranker, interactions, replay, first), Serving(basis, ranker.inner_step)
     adapter, learner = adapter_named(method.adapter, basis.shape[1]), LEARNERS[method.learner]
     everything, half = torch.arange(len(replay.users)), _half(replay.users, seed)
 
@@ -88,20 +96,31 @@ def fit_learner(
     return Learnt(method, final.steps, basis, tuned, final.epochs)
 
 
-def _eigenbasis(replay: Replay, factors: Tensor) -> tuple[Tensor, InnerStep]:
-    """Factors [N, F] in the eigenbasis of the shared metric, and the honest step in it."""
+def episodes_for(
+    method: Method, ranker: Ranker, interactions: Interactions, replay: Replay, first: int
+) -> ReplayedEpisodes:
+    """Make the episodes with the inner losses that the method learns from."""
+    if method.residuals == "honest":
+        return honest_episodes(ranker, interactions, replay)
+    return candidate_episodes(ranker, interactions, replay, first=first, honest=method.residuals == "events")
+
+
+def rebased(ranker: Ranker, replay: Replay) -> Ranker:
+    """Turn the inner factors into the eigenbasis of the shared metric, which the inner step then has."""
+    factors = ranker.items.vectors[:, -ranker.state_size :]
     moments = prediction_moments(replay, _TAU)
     metric, rotation = torch.linalg.eigh(factors.T @ moments.covariance @ factors)
     basis = factors @ rotation
-    return basis, InnerStep(
+    parameters = replace(
+        ranker.parameters,
         metric=metric.clamp(min=0.0),
         precision=torch.full_like(metric, _PRECISION),
         residual_mean=moments.item_bias @ basis,
         tau=_TAU,
         discount=_DISCOUNT,
-        trust_radius=TRUST_RADIUS,
-        step_from=STEP_FROM,
     )
+    vectors = torch.cat([ranker.items.vectors[:, : -ranker.state_size], basis], 1)
+    return Ranker(parameters, replace(ranker.items, vectors=vectors))
 
 
 def _half(users: Tensor, seed: int) -> Tensor:

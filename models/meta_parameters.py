@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from models.adapters import adapter_named
-from models.learners import HONEST, LEARNERS
+from models.learners import HONEST, LEARNERS, RESIDUALS
 
 FORMAT = 1
 NUM_BUCKETS = 8
@@ -33,6 +33,7 @@ class MetaParameters:
         recommend_seen: whether items a user has had may be listed again (learnt from repeats).
         use_inner_step: False where the inner loop did not pay on validation users.
         learner: what computes a user's deviation: `honest` (one MAP step) or a name in `models.learners.LEARNERS`.
+        residuals: what the learner learns from, one of `models.learners.RESIDUALS`.
         adapter: what the learner adapts, a name in `models.adapters.ADAPTERS`; it collapses to [F].
         step_from: smallest K at which the inner step moves the scores.
         tau: inverse temperature of the start's softmax.
@@ -68,6 +69,7 @@ class MetaParameters:
     use_inner_step: bool
     learner: str
     adapter: str
+    residuals: str
     step_from: int
     tau: float
     discount: float
@@ -96,6 +98,8 @@ class MetaParameters:
         """Refuse tensors whose shapes do not belong together, and unknown learners (ValueError names the first)."""
         if self.learner not in (HONEST, *LEARNERS):
             raise ValueError(f"there is no learner {self.learner!r}")
+        if self.residuals not in RESIDUALS:
+            raise ValueError(f"there are no residuals {self.residuals!r}")
         for name, shape in self._shapes().items():
             found = tuple(getattr(self, name).shape)
             if found != shape:

@@ -26,7 +26,7 @@ from models.learners import HONEST
 from models.meta_parameters import MetaParameters
 from models.part_weights import INITIAL_WEIGHTS, sample_of_bucket, scored_candidates, search
 from models.ranker import Ranker
-from models.replay import QUERY, Replay, prediction_moments, replay_start, tasks_before
+from models.replay import QUERY, Replay, prediction_moments, replay_start
 from models.table_fitting import Choices, Window, fit, popularity_moments, support_gains
 
 MAX_ITEMS = 10_000  # dense [N, N] matrices: 400 MB each
@@ -107,7 +107,7 @@ def _validate(window: Window, method: Method, tell: Progress) -> tuple[Choices, 
     ranker = _ranker(window, replace(fitted, part_weights=weights))
     del matrices
     replay = replay_start(ranker, interactions, cut, unseen, lambda n, of: tell("replay the later part", n, of))
-    tuned, learnt = _adaptation(method, window, ranker, replay, unseen, tell)
+    tuned, learnt = _adaptation(method, window, ranker, replay, cut, tell)
     figures = user_means(set_ndcg(query_ranks(replay.start, replay.query)), replay.users)
     report |= {
         "validation_events": len(replay.targets),
@@ -125,18 +125,14 @@ def _validate(window: Window, method: Method, tell: Progress) -> tuple[Choices, 
 
 
 def _adaptation(
-    method: Method, window: Window, ranker: Ranker, replay: Replay, events: Tensor, tell: Progress
+    method: Method, window: Window, ranker: Ranker, replay: Replay, cut: int, tell: Progress
 ) -> tuple[inner_tuning.Tuned, Learnt | None]:
-    """Tune the honest step, or fit a learner; `events` [all events] is the mask of the replay's."""
-    factors = ranker.items.vectors[:, -ranker.state_size :]
+    """Tune the honest step, or fit a learner; the replay began at event `cut`."""
     if method.learner == HONEST:
-        progress = partial(tell, "tune the inner step")
+        factors, progress = ranker.items.vectors[:, -ranker.state_size :], partial(tell, "tune the inner step")
         return inner_tuning.tune(replay, factors, seed=window.seed, progress=progress), None
-    interactions = window.interactions
-    history = History.of(interactions.users)
-    tasks = tasks_before(ranker, interactions, history, events.nonzero()[:, 0])
     progress = partial(tell, f"fit the learner ({method.learner})")
-    learnt = fit_learner(method, replay, tasks, factors, seed=window.seed, progress=progress)
+    learnt = fit_learner(method, ranker, window.interactions, replay, first=cut, seed=window.seed, progress=progress)
     return learnt.tuned, learnt
 
 

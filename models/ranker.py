@@ -17,8 +17,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from models.adapters import adapter_named, context_of
+from models.candidate_losses import candidate_loss, draw_negatives
 from models.inner_loop import InnerStep, carry
-from models.inner_losses import HonestQuadratic
+from models.inner_losses import CrossEntropy, HonestQuadratic, InnerLoss
 from models.item_tables import ItemTables
 from models.learners import HONEST, InnerSteps
 from models.meta_parameters import MetaParameters
@@ -132,6 +133,9 @@ class Ranker:
             parameters.step_rates.to(device),
             parameters.precision.to(device),
         )
+        known = items.trained_index >= 0
+        events = parameters.item_events.to(device)[items.trained_index.clamp(min=0)]
+        self._negatives = draw_negatives(torch.where(known, events, 0.0))
         self._inner = InnerStep(
             metric=parameters.metric.to(device),
             precision=parameters.precision.to(device),
@@ -142,19 +146,24 @@ class Ranker:
             step_from=parameters.step_from,
         )
 
+    @property
+    def inner_step(self) -> InnerStep:
+        """How residuals are taken, and how far they may move a user."""
+        return self._inner
+
     def served(self, tasks: TaskBatch, priors: Tensor) -> Served:
         """Collapse start and deviation of every user; priors are [R, N]."""
         support = self._support(tasks)
         items, bonus = self._finish(self._plain(support, tasks, priors), support, tasks.excluded)
         listed = torch.isfinite(bonus)
         bonus_items = torch.where(listed, items, self.items.num_items)
-        deviation = self._deviation(tasks, tasks.state, tasks.state_events)
+        deviation = self._deviation(tasks, priors, tasks.state, tasks.state_events)
         return Served(support.vector, deviation, support.prior_weight, bonus_items, torch.where(listed, bonus, 0.0))
 
     def logits(self, tasks: TaskBatch, priors: Tensor) -> tuple[Tensor, Tensor]:
         """Adapted and start logits [U, N] from the served form; excluded items are -inf. Priors are [R, N]."""
         start = self._start(tasks, priors)
-        adapted = self._adapted(start, self._deviation(tasks, tasks.state, tasks.state_events))
+        adapted = self._adapted(start, self._deviation(tasks, priors, tasks.state, tasks.state_events))
         return adapted[:, : self.items.num_items], start[:, : self.items.num_items]
 
     def step(self, tasks: TaskBatch, priors: Tensor, targets: Tensor, previous: Tensor | None = None) -> Step:
@@ -173,7 +182,7 @@ class Ranker:
         prediction = torch.softmax(self._inner.tau * start, 1)
         residual = self._inner.residual(prediction, self._factors.T, rows)
         before, after = carry(self._inner, (tasks.state, tasks.state_events), residual, known, previous)
-        adapted = self._adapted(start, self._deviation(tasks, *before))
+        adapted = self._adapted(start, self._deviation(tasks, priors, *before))
         return Step(
             *after,
             loss_adapted=_loss(torch.softmax(self._inner.tau * adapted, 1), rows, known),
@@ -186,7 +195,7 @@ class Ranker:
     def rank(self, tasks: TaskBatch, priors: Tensor, k: int) -> Top:
         """List the k best items of every user; equal logits are ordered by row."""
         start = self._start(tasks, priors)
-        adapted = self._adapted(start, self._deviation(tasks, tasks.state, tasks.state_events))
+        adapted = self._adapted(start, self._deviation(tasks, priors, tasks.state, tasks.state_events))
         items, values = best_rows(adapted, k)
         scale, offset = self._calibration[bucket_of(tasks.num_events)].unbind(1)
         return Top(items, values * scale[:, None] + offset[:, None])
@@ -243,13 +252,29 @@ class Ranker:
         own = popular.gather(1, rows[:, None])
         return _contest(popular.add_(tasks.excluded), rows, own)
 
-    def _deviation(self, tasks: TaskBatch, state: Tensor, state_events: Tensor) -> Tensor:
+    def candidate_loss(self, tasks: TaskBatch, priors: Tensor, *, honest: bool) -> CrossEntropy:
+        """Cross-entropy of the users' newest positives, offset by the start without its bonus list; priors [R, N].
+
+        `honest` offsets each event by what the start gave before it, otherwise all of them by what it gives now.
+        """
+
+        def start(asked: TaskBatch) -> Tensor:
+            return self._plain(self._support(asked), asked, priors)[:, : self.items.num_items]
+
+        factors = self.items.vectors[:, -self.state_size :]
+        return candidate_loss(start, tasks, self._negatives, factors, tau=self._inner.tau, honest=honest)
+
+    def _deviation(self, tasks: TaskBatch, priors: Tensor, state: Tensor, state_events: Tensor) -> Tensor:
         """Run the inner loop of the version's learner, collapsed to the inner factors: [U, F]."""
         if not self.parameters.use_inner_step:
             return torch.zeros_like(state)
         if self.parameters.learner == HONEST:
             return self._inner.deviation(state, state_events, tasks.num_events)
-        loss = HonestQuadratic(state, self._inner.weight(state_events), self._inner.metric, self._inner.tau)
+        loss: InnerLoss
+        if self.parameters.residuals == "honest":
+            loss = HonestQuadratic(state, self._inner.weight(state_events), self._inner.metric, self._inner.tau)
+        else:
+            loss = self.candidate_loss(tasks, priors, honest=self.parameters.residuals == "events")
         context = state
         if self._steps.adapter.reads_context:
             context = context_of(self.items.vectors[:, -self.state_size :], tasks.support, tasks.weights)

@@ -6,7 +6,7 @@ scan; popularity moves at every `EPOCH`th event, as in a worker. Letters: E even
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -34,6 +34,7 @@ class Replay:
         query: [E, Q] the items of this and the user's next events, -1 where none.
         users: [E].
         num_events: [E] K.
+        events: [E] numbers of the events.
 
     """
 
@@ -42,10 +43,11 @@ class Replay:
     query: Tensor
     users: Tensor
     num_events: Tensor
+    events: Tensor
 
     def select(self, mask: Tensor) -> Replay:
         """Keep the events of a mask [E]."""
-        return Replay(self.start[mask], self.targets[mask], self.query[mask], self.users[mask], self.num_events[mask])
+        return Replay(**{name: column[mask] for name, column in vars(self).items()})
 
 
 class Moments(NamedTuple):
@@ -59,24 +61,26 @@ def replay_start(
     ranker: Ranker, interactions: Interactions, first: int, chosen: Tensor, progress: Callable[[int, int], None]
 ) -> Replay:
     """Predict the events of mask `chosen` [all events] from number `first` on; earlier ones are history only."""
-    history = History.of(interactions.users)
-    buckets = popularity.bucket_of(history.position)
-    counts = initial_counts(ranker.parameters, ranker.items.trained_index)
-    total, start, events = len(interactions), [], []
-    for begin in range(first, total, EPOCH):
-        end = min(begin + EPOCH, total)
-        priors = popularity.priors(counts)
-        now = torch.arange(begin, end)[chosen[begin:end]]
-        for chunk in torch.split(now, _CHUNK) if len(now) else ():
-            tasks = tasks_before(ranker, interactions, history, chunk)
-            start.append(ranker.logits(tasks, priors)[1])
-            events.append(chunk)
-        items = interactions.items[begin:end]
-        counts = popularity.advance(counts, buckets[begin:end], items, half_life=ranker.parameters.half_life)
-        progress(end - first, total - first)
+    history, start, events = History.of(interactions.users), list[Tensor](), list[Tensor]()
+    for now, priors in epochs(ranker, interactions, first):
+        for chunk in torch.split(now[chosen[now]], _CHUNK):
+            if len(chunk):
+                start.append(ranker.logits(tasks_before(ranker, interactions, history, chunk), priors)[1])
+                events.append(chunk)
+        progress(int(now[-1]) + 1 - first, len(interactions) - first)
     at = torch.cat(events)
     query = following(history, interactions.items, at, QUERY)
-    return Replay(torch.cat(start), interactions.items[at], query, interactions.users[at], history.position[at])
+    return Replay(torch.cat(start), interactions.items[at], query, interactions.users[at], history.position[at], at)
+
+
+def epochs(ranker: Ranker, interactions: Interactions, first: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Event numbers from `first` on, an epoch at a time, and the priors [B, N] that hold in it."""
+    buckets = popularity.bucket_of(History.of(interactions.users).position)
+    counts = initial_counts(ranker.parameters, ranker.items.trained_index)
+    for now in torch.split(torch.arange(first, len(interactions)), EPOCH):
+        yield now, popularity.priors(counts)
+        items = interactions.items[now]
+        counts = popularity.advance(counts, buckets[now], items, half_life=ranker.parameters.half_life)
 
 
 def tasks_before(ranker: Ranker, interactions: Interactions, history: History, events: Tensor) -> TaskBatch:

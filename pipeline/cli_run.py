@@ -13,6 +13,7 @@ from pipeline.cli_output import AsJson, columns, emit_json, say
 # Spelt out, because importing torch to list them would take seconds; a test compares them with the models'.
 Learners = Literal["honest", "ridge", "maml", "fomaml", "anil", "reptile", "meta-sgd"]
 Adapters = Literal["vector", "lora", "bottleneck"]
+Residuals = Literal["honest", "events", "support"]
 
 services = typer.Typer(help="The embedded broker and database, for development.", no_args_is_help=True)
 
@@ -126,6 +127,7 @@ def meta_train(
     mapping: Annotated[Path | None, typer.Option(help="TOML file that maps foreign JSON onto the contract.")] = None,
     learner: Annotated[Learners, typer.Option(help="How a user is adapted; see above.")] = "honest",
     adapter: Annotated[Adapters, typer.Option(help="What a gradient learner adapts; see above.")] = "vector",
+    residuals: Annotated[Residuals, typer.Option(help="What a learner learns from; see above.")] = "honest",
     seed: Annotated[int, typer.Option(help="Of everything random in training.")] = 0,
     json: AsJson = False,
 ) -> None:
@@ -136,7 +138,7 @@ def meta_train(
     version becomes live, later ones are challengers.
 
     \b
-    Learners, all on honest residuals (errors of predictions made before each event):
+    Learners:
       honest    one MAP step with a shared metric; nothing to fit, the default
       ridge     the same solve, with a precision learnt for every factor
       maml      five gradient steps from a learnt beginning, differentiated through
@@ -150,6 +152,12 @@ def meta_train(
       vector      the user's vector itself
       lora        a low-rank update of the map from what she took to her vector
       bottleneck  a small network on what she took
+
+    \b
+    Residuals:
+      honest   errors of predictions made before each event, all of them, kept as one vector a user
+      events   the same for her last ten events one by one, recomputed against 40 other items: slow to serve
+      support  what the start errs now about her last ten, though it has used them: usual, and gains least
 
     `python -m tests.benchmarks learners` in a checkout compares them. Gradient learners stop early on users of their
     own; the figure that decides is made on users that neither moved nor stopped them.
@@ -166,7 +174,7 @@ def meta_train(
     from pipeline.settings import Settings
 
     try:
-        method = Method(learner, adapter).checked()
+        method = Method(learner, adapter, residuals).checked()
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
     trained = meta_training.run(

@@ -70,6 +70,7 @@ def meta_parameters(item_ids: Sequence[str], *, text_dim: int = 16, seed: int = 
         "use_inner_step": True,
         "learner": "honest",
         "adapter": "vector",
+        "residuals": "honest",
         "step_from": 1,
         "tau": 1.5,
         "discount": 0.97,

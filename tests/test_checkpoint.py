@@ -36,6 +36,7 @@ def small_parameters(**changes: object) -> MetaParameters:
         "use_inner_step": True,
         "learner": "honest",
         "adapter": "vector",
+        "residuals": "honest",
         "step_from": 3,
         "tau": 1.25,
         "discount": 0.99,
