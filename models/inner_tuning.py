@@ -42,7 +42,7 @@ OFF = Tuned(tau=1.5, discount=0.97, precision=10.0, gain=Interval(0.0, 0.0, 0.0)
 def tune(replay: Replay, factors: Tensor, *, seed: int, progress: Callable[[int, int], None]) -> Tuned:
     """Choose among TAUS x DISCOUNTS x PRECISIONS by the gain in set nDCG@10 over the start."""
     settings = list(product(TAUS, DISCOUNTS, PRECISIONS))
-    contest = _Contest.of(replay)
+    contest = Contest.of(replay)
     base = contest.figure(contest.start)
     gains = []
     for tau in TAUS:
@@ -53,7 +53,7 @@ def tune(replay: Replay, factors: Tensor, *, seed: int, progress: Callable[[int,
         for discount in DISCOUNTS:
             states = states_before(replay.users, centred, discount)
             for precision in PRECISIONS:
-                step = _step(spread.clamp(min=0.0), precision, tau, discount)
+                step = inner_step(spread.clamp(min=0.0), precision, tau, discount)
                 change = contest.of_candidates(step.deviation(*states, replay.num_events), rotated)
                 gains.append(user_means(contest.figure(contest.start + change) - base, replay.users))
                 progress(len(gains), len(settings))
@@ -61,7 +61,7 @@ def tune(replay: Replay, factors: Tensor, *, seed: int, progress: Callable[[int,
 
 
 @dataclass(frozen=True)
-class _Contest:
+class Contest:
     """The start's best candidates and the query, which is all that decides nDCG@10.
 
     columns, start: [E, C + Q] items and their start's logits; places [E, Q] of the query in them, -1 where none.
@@ -72,7 +72,8 @@ class _Contest:
     places: Tensor
 
     @classmethod
-    def of(cls, replay: Replay) -> _Contest:
+    def of(cls, replay: Replay) -> Contest:
+        """Keep the start's best _CANDIDATES and the query of every event."""
         best = replay.start.topk(min(_CANDIDATES, replay.start.shape[1]), 1)
         wanted = replay.start.gather(1, replay.query.clamp(min=0))
         # a query item among the candidates would be ahead of itself
@@ -94,11 +95,12 @@ class _Contest:
         return torch.cat([set_ndcg(query_ranks(rows, places)) for rows, places in blocks])
 
 
-def _step(metric: Tensor, precision: float, tau: float, discount: float) -> InnerStep:
+def inner_step(metric: Tensor, precision: float, tau: float, discount: float) -> InnerStep:
+    """The step of a setting, for residuals whose mean has been taken off already; metric [F]."""
     return InnerStep(
         metric=metric,
         precision=torch.full_like(metric, precision),
-        residual_mean=torch.zeros_like(metric),  # taken off already
+        residual_mean=torch.zeros_like(metric),
         tau=tau,
         discount=discount,
         trust_radius=TRUST_RADIUS,

@@ -39,6 +39,8 @@ class MetaParameters:
         tau: inverse temperature of the start's softmax.
         discount: what remains of the inner state (honest residuals and their metric) per event.
         trust_radius: largest change by the inner step, in standard deviations of the start's logits.
+        gate_discount: what remains of an adapter's gain over its start per event, see `models.gate`.
+        gate_credit: nats an adapter may lately have lost and still be served.
         shrinkage: c in n / (n + c), the trust in learnt item vectors against those read from the text.
         half_life: events of a partition after which a position-popularity count has halved.
         item_out: [n, D] out-vectors shared by all parts.
@@ -74,6 +76,8 @@ class MetaParameters:
     tau: float
     discount: float
     trust_radius: float
+    gate_discount: float
+    gate_credit: float
     shrinkage: float
     half_life: float
     item_out: Tensor

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models import inner_tuning, popularity
+from models import gate_tuning, inner_tuning, popularity
 from models.calibration import calibrate
 from models.episodes import History, Interactions, earlier, following
 from models.factoring import centred
@@ -91,6 +91,7 @@ def _validate(window: Window, method: Method, tell: Progress) -> tuple[Choices, 
     neutral = Choices(
         weights=torch.tensor(INITIAL_WEIGHTS),
         tuned=inner_tuning.OFF,
+        gate=gate_tuning.DEFAULT,
         calibration=torch.tensor([[1.5, -7.0]]).repeat(popularity.NUM_BUCKETS, 1),
         moments=popularity_moments(interactions),
         recommend_seen=repeats >= REPEAT_SHARE,
@@ -108,6 +109,9 @@ def _validate(window: Window, method: Method, tell: Progress) -> tuple[Choices, 
     del matrices
     replay = replay_start(ranker, interactions, cut, unseen, lambda n, of: tell("replay the later part", n, of))
     tuned, learnt = _adaptation(method, window, ranker, replay, cut, tell)
+    moments = prediction_moments(replay, tuned.tau)
+    factors = ranker.items.vectors[:, -ranker.state_size :]
+    judged = gate_tuning.tune(replay, factors, tuned, moments, seed=seed) if learnt is None else gate_tuning.UNJUDGED
     figures = user_means(set_ndcg(query_ranks(replay.start, replay.query)), replay.users)
     report |= {
         "validation_events": len(replay.targets),
@@ -116,11 +120,20 @@ def _validate(window: Window, method: Method, tell: Progress) -> tuple[Choices, 
         **method._asdict(),
         "inner_step": "on" if tuned.pays else "off: it does not pay on validation users",
         "inner_settings": {"tau": tuned.tau, "discount": tuned.discount, "precision": tuned.precision},
+        "gate": {"discount": judged.gate.discount, "credit": judged.gate.credit},
+        "gated_share": judged.gated_share,
+        "gain_of_gate": judged.gain.as_list(),
         "part_weights": [[round(w, 3) for w in row] for row in weights.tolist()],
     }
-    moments = prediction_moments(replay, tuned.tau)
-    calibration = calibrate(replay, seed=seed)
-    choices = replace(neutral, weights=weights, tuned=tuned, learnt=learnt, calibration=calibration, moments=moments)
+    choices = replace(
+        neutral,
+        weights=weights,
+        tuned=tuned,
+        learnt=learnt,
+        gate=judged.gate,
+        calibration=calibrate(replay, seed=seed),
+        moments=moments,
+    )
     return choices, report
 
 

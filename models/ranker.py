@@ -18,7 +18,9 @@ from torch.nn import functional
 
 from models.adapters import adapter_named, context_of
 from models.candidate_losses import candidate_loss, draw_negatives
-from models.inner_loop import InnerStep, carry
+from models.chains import Chains
+from models.gate import SERVED, Gate
+from models.inner_loop import InnerStep
 from models.inner_losses import CrossEntropy, HonestQuadratic, InnerLoss
 from models.item_tables import ItemTables
 from models.learners import HONEST, InnerSteps
@@ -42,6 +44,7 @@ class TaskBatch:
         num_events: [U] int64 K, positives so far (may exceed S).
         state: [U, F] float32 inner state.
         state_events: [U] int64 residuals in the state.
+        track: [U, 1] float32 what the adapter has earned lately, see `models.gate`.
         excluded: [U, N] float32 what is added to the logits: -inf for items not to be listed, else 0.
         prior_rows: [U] int64 row of the priors.
 
@@ -52,6 +55,7 @@ class TaskBatch:
     num_events: Tensor
     state: Tensor
     state_events: Tensor
+    track: Tensor
     excluded: Tensor
     prior_rows: Tensor
 
@@ -78,10 +82,14 @@ class Served(NamedTuple):
 
 
 class Step(NamedTuple):
-    """What an event taught [U, …]: losses are capped; a rank of 0 says the item had no row (nothing was learnt)."""
+    """What an event taught [U, …]: losses are capped; a rank of 0 says the item had no row (nothing was learnt).
+
+    "Adapted" is what was served: where the gate was closed, the start.
+    """
 
     state: Tensor
     state_events: Tensor
+    track: Tensor
     loss_adapted: Tensor
     loss_start: Tensor
     rank_adapted: Tensor
@@ -90,10 +98,18 @@ class Step(NamedTuple):
 
 
 class Top(NamedTuple):
-    """Best items [U, k] int64 (-1 past the last) and their calibrated logits [U, k] (-inf past the last)."""
+    """Best items [U, k] int64 (-1 past the last) and their calibrated logits [U, k] (-inf past the last).
+
+    use: [U] int64 whether the adapter made them, `models.gate.UNUSED` … `DIVERGED`.
+    """
 
     items: Tensor
     logits: Tensor
+    use: Tensor
+
+    def of(self, num: int) -> Top:
+        """The first users' lists."""
+        return Top(self.items[:num], self.logits[:num], self.use[:num])
 
 
 class _Support(NamedTuple):
@@ -119,6 +135,7 @@ class Ranker:
         self.items = items
         self.parameters = parameters
         self.state_size: int = parameters.item_factors.shape[1]
+        self.track_size = 1
         self._weights = parameters.part_weights.to(device)
         self._calibration = parameters.calibration.to(device)
         num_items, dims = items.num_items, parameters.item_out.shape[1]
@@ -145,6 +162,7 @@ class Ranker:
             trust_radius=parameters.trust_radius,
             step_from=parameters.step_from,
         )
+        self._gate = Gate(parameters.gate_discount, parameters.gate_credit)
 
     @property
     def inner_step(self) -> InnerStep:
@@ -157,13 +175,13 @@ class Ranker:
         items, bonus = self._finish(self._plain(support, tasks, priors), support, tasks.excluded)
         listed = torch.isfinite(bonus)
         bonus_items = torch.where(listed, items, self.items.num_items)
-        deviation = self._deviation(tasks, priors, tasks.state, tasks.state_events)
+        deviation = self._deviation(tasks, priors)[0]
         return Served(support.vector, deviation, support.prior_weight, bonus_items, torch.where(listed, bonus, 0.0))
 
     def logits(self, tasks: TaskBatch, priors: Tensor) -> tuple[Tensor, Tensor]:
         """Adapted and start logits [U, N] from the served form; excluded items are -inf. Priors are [R, N]."""
         start = self._start(tasks, priors)
-        adapted = self._adapted(start, self._deviation(tasks, priors, tasks.state, tasks.state_events))
+        adapted = self._adapted(start, self._deviation(tasks, priors)[0])
         return adapted[:, : self.items.num_items], start[:, : self.items.num_items]
 
     def step(self, tasks: TaskBatch, priors: Tensor, targets: Tensor, previous: Tensor | None = None) -> Step:
@@ -181,24 +199,31 @@ class Ranker:
         _contest(start, rows, own)
         prediction = torch.softmax(self._inner.tau * start, 1)
         residual = self._inner.residual(prediction, self._factors.T, rows)
-        before, after = carry(self._inner, (tasks.state, tasks.state_events), residual, known, previous)
-        adapted = self._adapted(start, self._deviation(tasks, priors, *before))
+        chains = Chains(previous, known & torch.isfinite(residual).all(1))
+        events = chains.counts(tasks.state_events)
+        state, state_after = chains.carry(self._inner.discount, tasks.state, residual)
+        adapted = self._adapted(start, self._inner_deviation(tasks, priors, state, events))
+        losses = _loss(torch.softmax(self._inner.tau * adapted, 1), rows, known), _loss(prediction, rows, known)
+        track, track_after = chains.carry(self._gate.discount, tasks.track, (losses[1] - losses[0])[:, None])
+        kept = self._kept(state_after, chains.counts_after(events), track_after)
+        is_open = self._gate.is_open(track[:, 0])
+        ranks = _rank(adapted, rows) * known, _rank(start, rows) * known
         return Step(
-            *after,
-            loss_adapted=_loss(torch.softmax(self._inner.tau * adapted, 1), rows, known),
-            loss_start=_loss(prediction, rows, known),
-            rank_adapted=_rank(adapted, rows) * known,
-            rank_start=_rank(start, rows) * known,
+            *kept,
+            loss_adapted=torch.where(is_open, *losses),
+            loss_start=losses[1],
+            rank_adapted=torch.where(is_open, *ranks),
+            rank_start=ranks[1],
             rank_popular=_rank(self._popular(tasks, priors, rows), rows) * known,
         )
 
     def rank(self, tasks: TaskBatch, priors: Tensor, k: int) -> Top:
         """List the k best items of every user; equal logits are ordered by row."""
         start = self._start(tasks, priors)
-        adapted = self._adapted(start, self._deviation(tasks, priors, tasks.state, tasks.state_events))
-        items, values = best_rows(adapted, k)
+        deviation, use = self._deviation(tasks, priors)
+        items, values = best_rows(self._adapted(start, deviation), k)
         scale, offset = self._calibration[bucket_of(tasks.num_events)].unbind(1)
-        return Top(items, values * scale[:, None] + offset[:, None])
+        return Top(items, values * scale[:, None] + offset[:, None], use)
 
     def _support(self, tasks: TaskBatch) -> _Support:
         """Weigh every part's vector of the support set by the bucket of K and one over its deviation."""
@@ -264,7 +289,14 @@ class Ranker:
         factors = self.items.vectors[:, -self.state_size :]
         return candidate_loss(start, tasks, self._negatives, factors, tau=self._inner.tau, honest=honest)
 
-    def _deviation(self, tasks: TaskBatch, priors: Tensor, state: Tensor, state_events: Tensor) -> Tensor:
+    def _deviation(self, tasks: TaskBatch, priors: Tensor) -> tuple[Tensor, Tensor]:
+        """What is served of the adapters [U, F], zeros where their gates are closed, and their use [U]."""
+        deviation = self._inner_deviation(tasks, priors, tasks.state, tasks.state_events)
+        sound = self._inner.sound(tasks.state, tasks.state_events)
+        use = self._gate.use(tasks.track[:, 0], sound=sound, moves=(deviation != 0).any(1))
+        return torch.where((use == SERVED)[:, None], deviation, 0.0), use
+
+    def _inner_deviation(self, tasks: TaskBatch, priors: Tensor, state: Tensor, state_events: Tensor) -> Tensor:
         """Run the inner loop of the version's learner, collapsed to the inner factors: [U, F]."""
         if not self.parameters.use_inner_step:
             return torch.zeros_like(state)
@@ -279,6 +311,12 @@ class Ranker:
         if self._steps.adapter.reads_context:
             context = context_of(self.items.vectors[:, -self.state_size :], tasks.support, tasks.weights)
         return self._inner.limited(self._steps.vector(loss, context), tasks.num_events)
+
+    def _kept(self, state: Tensor, state_events: Tensor, track: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Throw adapters away that have diverged: they begin anew, behind closed gates."""
+        sound = self._inner.sound(state, state_events)
+        state, track = torch.where(sound[:, None], state, 0.0), torch.where(sound[:, None], track, self._gate.shut)
+        return state, torch.where(sound, state_events, 0), track
 
     def _adapted(self, start: Tensor, deviation: Tensor) -> Tensor:
         return torch.addmm(start, deviation, self._factors)

@@ -94,6 +94,7 @@ def tasks_before(ranker: Ranker, interactions: Interactions, history: History, e
         num_events=position,
         state=torch.zeros(num, ranker.state_size),
         state_events=torch.zeros(num, dtype=torch.int64),
+        track=torch.zeros(num, ranker.track_size),
         excluded=exclusions(earlier(history, interactions.items, events, int(position.max())), ranker.items.num_items),
         prior_rows=popularity.bucket_of(position),
     )

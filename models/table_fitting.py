@@ -14,6 +14,7 @@ from torch import Tensor
 from models import inner_tuning, popularity
 from models.episodes import History, Interactions, earlier
 from models.factoring import centred, factor
+from models.gate import Gate
 from models.item_fitting import DECAYS, PARTS, Matrix, als_factors, part_matrices
 from models.learner_tuning import Learnt, Method
 from models.learners import InnerSteps
@@ -52,6 +53,7 @@ class Choices:
 
     weights: Tensor
     tuned: inner_tuning.Tuned
+    gate: Gate
     calibration: Tensor
     moments: Moments
     recommend_seen: bool
@@ -91,6 +93,8 @@ def fit(window: Window, choices: Choices, matrices: list[Tensor] | None = None) 
         tau=choices.tuned.tau,
         discount=choices.tuned.discount,
         trust_radius=inner_tuning.TRUST_RADIUS,
+        gate_discount=choices.gate.discount,
+        gate_credit=choices.gate.credit,
         shrinkage=SHRINKAGE,
         half_life=popularity.HALF_LIFE,
         **served._asdict(),

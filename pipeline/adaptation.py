@@ -118,7 +118,7 @@ class Adaptation:
         self.version, self.ranker, self.catalogue = version, ranker, catalogue
         self._state_maps = state_maps or {}
         setting = self._recommend_seen_setting
-        self.table.widen(ranker.state_size)
+        self.table.widen(ranker.state_size, ranker.track_size)
         self._recommend_seen = ranker.parameters.recommend_seen if setting is None else setting
         self._row_nos = torch.from_numpy(catalogue.item_nos)
         self._withdrawn = torch.from_numpy(catalogue.unavailable).to(ranker.items.vectors.device)
@@ -157,6 +157,7 @@ class Adaptation:
             {partition: self.popular(partition) for partition in changed},
             self.version,
             self.ranker.state_size,
+            self.ranker.track_size,
         )
 
     def popular(self, partition: int) -> Lists:
@@ -167,7 +168,7 @@ class Adaptation:
         none = np.zeros(0, np.int64)
         tasks = self._tasks(none, Known.of(self.table, none), none, none)
         top = self.ranker.rank(tasks, current, min(NUM_POPULAR, len(self._row_nos)))
-        return self._lists([Top(top.items[:1], top.logits[:1])])
+        return self._lists([top.of(1)])
 
     def _settle_fates(self, batch: MicroBatch, slots: Ints) -> Ints:
         fate = fates(batch, slots, self.table)
@@ -194,10 +195,14 @@ class Adaptation:
         return dead_letter(batch.records[index], reason, detail)
 
     def _adopt(self, slots: Ints) -> None:
-        """Carry states of other versions over to this one, by its maps where it has one; nothing is replayed."""
+        """Carry states of other versions over to this one, by its maps where it has one; nothing is replayed.
+
+        What an adapter earned under another version says nothing of it under this one: every gate begins anew.
+        """
         table, size = self.table, self.ranker.state_size
         stale = np.unique(slots[table.meta_version[slots] != self.version])
         found = table.meta_version[stale]
+        table.track[stale] = 0
         for version in np.unique(found).tolist():
             mine = stale[found == version]
             state_map = self._state_maps.get(version)
@@ -286,6 +291,7 @@ class Adaptation:
             step = self.ranker.step(tasks, events.priors, targets, previous)
             # of a user's several states the last stays
             self.table.adapter[slots, : self.ranker.state_size] = step.state[:size].cpu().numpy()
+            self.table.track[slots, : self.ranker.track_size] = step.track[:size].cpu().numpy()
             self.table.adapter_events[slots] = step.state_events[:size].cpu().numpy()
             events.losses[:, now] = torch.stack([step.loss_adapted, step.loss_start])[:, :size].cpu().numpy()
             ranks = torch.stack([step.rank_adapted, step.rank_start, step.rank_popular])
@@ -328,7 +334,8 @@ class Adaptation:
             known = Known.of(self.table, slots[now])
             tasks = self._tasks(slots[now], known, self.table.num_events[slots[now]], rows[now])
             top = self.ranker.rank(tasks, stacked, k)
-            tops.append(Top(top.items[: len(now)], top.logits[: len(now)]))
+            tops.append(top.of(len(now)))
+            self.table.adapter_use[slots[now]] = top.use[: len(now)].cpu().numpy()
         return self._lists(tops)
 
     def _lists(self, tops: list[Top]) -> Lists:
@@ -348,6 +355,7 @@ class Adaptation:
             "num_events": _padded(num_events, 0),
             "state": _padded(table.adapter[slots, : self.ranker.state_size], 0),
             "state_events": _padded(table.adapter_events[slots], 0),
+            "track": _padded(table.track[slots, : self.ranker.track_size], 0),
             "prior_rows": _padded(prior_rows, 0),
         }
         moved = {name: column.to(device) for name, column in columns.items()}

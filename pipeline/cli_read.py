@@ -109,6 +109,8 @@ def _print_status(found: Status) -> None:
         if fresh
         else "freshness     no events in the last minute"
     )
+    held = found.adapters
+    print(f"adapters      {held.users:,} users, {held.gated:,} served from the start, {held.diverged:,} diverged")
     live = f"{found.live_version} since {found.live_since:%Y-%m-%d %H:%M:%S} UTC" if found.live_since else "none"
     print(f"live version  {live}{'' if found.live_version else ': run `innerloop meta-train`'}")
     print(f"dead letters  {found.dead_letters:,}, {found.dead_letters_open:,} of them not replayed")

@@ -13,8 +13,10 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeVar
 
+import numpy as np
 import structlog
 
+from models.gate import DIVERGED, GATED, SERVED
 from pipeline.adaptation import Adaptation
 from pipeline.batching import Advance, DeadLetter, MicroBatch, Parse, dead_letter, micro_batch
 from pipeline.catalogue_store import number_items, read_items, write_items
@@ -51,6 +53,9 @@ class Measures:
 
     num_events: int = 0
     num_batches: int = 0
+    num_adapted: int = 0  # users with an adapter, each time that they were written
+    num_gated: int = 0  # of these, whose adapter was not served, since it lost to its start
+    num_diverged: int = 0
     freshness_ms: list[float] = field(default_factory=list)
 
 
@@ -252,6 +257,10 @@ class Loop:
         committed_ms = time.time() * 1000
         self._moved(batch.advances)
         self.measures.num_batches += 1
+        uses = np.bincount(adaptation.table.adapter_use[outcome.slots], minlength=DIVERGED + 1)
+        self.measures.num_adapted += int(uses[SERVED:].sum())
+        self.measures.num_gated += int(uses[GATED])
+        self.measures.num_diverged += int(uses[DIVERGED])
         self.measures.num_events += sum(move.next_offset - move.start for move in batch.advances)
         self.measures.freshness_ms += (committed_ms - batch.record_ms).tolist()
 

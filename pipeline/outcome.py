@@ -68,3 +68,4 @@ class Outcome:
     popular: dict[int, Lists]
     version: int
     state_size: int
+    track_size: int

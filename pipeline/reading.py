@@ -24,6 +24,7 @@ _LIVE = text("SELECT version, encoder, live_since, metrics FROM innerloop.meta_v
 _DEAD = text(
     "SELECT count(*) FILTER (WHERE replayed_at IS NULL), count(*) FROM innerloop.dead_letters WHERE topic = :topic"
 )
+_ADAPTERS = text("SELECT users, gated, diverged FROM innerloop.adapters")
 # recorded_at is the start of the batch's transaction, record_times are Kafka's.
 _FRESHNESS = text(
     """
@@ -74,6 +75,15 @@ class Freshness:
 
 
 @dataclass(frozen=True)
+class Adapters:
+    """Users (an estimate where there are many), and whose adapters lost to their starts, or diverged: not served."""
+
+    users: int
+    gated: int
+    diverged: int
+
+
+@dataclass(frozen=True)
 class Status:
     """The stream as a whole; `monitor` is absent until there is one."""
 
@@ -82,6 +92,7 @@ class Status:
     broken: bool
     lag: int | None
     freshness: Freshness | None
+    adapters: Adapters
     live_version: int | None
     encoder: str | None
     live_since: datetime | None
@@ -108,6 +119,7 @@ def status(engine: Engine, broker: str | None, topic: str) -> Status:
     with engine.connect() as connection:
         law = [_partition(row, ends) for row in connection.execute(_LAW, {"topic": topic}).mappings()]
         live = connection.execute(_LIVE).one_or_none()
+        adapters = Adapters(*connection.execute(_ADAPTERS).one())
         num_open, num_dead = connection.execute(_DEAD, {"topic": topic}).one()
         fresh = freshness(connection, topic)
     # Partitions that no worker has taken yet lag by all they hold; the law has no row for them.
@@ -118,6 +130,7 @@ def status(engine: Engine, broker: str | None, topic: str) -> Status:
         broken=any(partition.broken for partition in law),
         lag=lag,
         freshness=fresh,
+        adapters=adapters,
         live_version=live.version if live else None,
         encoder=live.encoder if live else None,
         live_since=live.live_since if live else None,

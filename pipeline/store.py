@@ -49,8 +49,8 @@ INCOMING = """CREATE TEMPORARY TABLE IF NOT EXISTS incoming_users
     (LIKE innerloop.user_state INCLUDING DEFAULTS) ON COMMIT DELETE ROWS"""
 STATE_COLUMNS = (
     "user_id", "partition", "last_offset", "num_events", "num_applied", "support_items", "support_types", "adapter",
-    "adapter_events", "meta_version", "top_items", "top_scores", "recent_ids", "recent_bodies", "recent_seen",
-    "num_seen",
+    "track", "adapter_events", "adapter_use", "meta_version", "top_items", "top_scores", "recent_ids", "recent_bodies",
+    "recent_seen", "num_seen",
 )  # fmt: skip
 COPY_USERS = f"COPY incoming_users ({', '.join(STATE_COLUMNS)}) FROM STDIN (FORMAT binary)"
 # In one order of users everywhere, so that two transactions cannot wait for each other.
@@ -70,7 +70,7 @@ COPY_PREQUENTIAL = """COPY innerloop.prequential
     types, num_events, loss_adapted, loss_start, rank_adapted, rank_start, rank_popular, event_times, new_items, scenes,
     scene_names, applied_types) FROM STDIN (FORMAT binary)"""
 LOAD_USERS = """SELECT user_id, partition, last_offset, num_events, num_applied, support_items, support_types, adapter,
-    adapter_events, meta_version, recent_ids, recent_bodies, recent_seen, num_seen
+    track, adapter_events, meta_version, recent_ids, recent_bodies, recent_seen, num_seen
     FROM innerloop.user_state WHERE user_id = ANY(%s)"""
 LOAD_EVENT_IDS = """SELECT user_id, ids, bodies FROM innerloop.event_ids
     WHERE user_id = ANY(%s) ORDER BY user_id, segment"""

@@ -79,6 +79,8 @@ class UserTable:
         self.support_types = np.zeros((capacity, support_size), np.int8)
         self.adapter = np.zeros((capacity, state_size), np.float32)
         self.adapter_events = np.zeros(capacity, np.int64)
+        self.track = np.zeros((capacity, 0), np.float32)  # what adapters have earned lately
+        self.adapter_use = np.zeros(capacity, np.int64)  # what the last list was made with
         self.meta_version = np.zeros(capacity, np.int32)
         self.recent_ids = np.zeros((capacity, TAIL), np.int64)
         self.recent_bodies = np.zeros((capacity, TAIL), np.int32)
@@ -100,14 +102,10 @@ class UserTable:
         arrays = (value for value in vars(self).values() if isinstance(value, np.ndarray))
         return sum(array.nbytes for array in arrays) // self.capacity
 
-    def widen(self, state_size: int) -> None:
-        """Make room for adapter states of this size; narrower ones are the first entries of their rows."""
-        size = self.adapter.shape[1]
-        if state_size > size:
-            wider = np.zeros((self.capacity, state_size), np.float32)
-            if size:
-                wider[:, :size] = self.adapter
-            self.adapter = wider
+    def widen(self, state_size: int, track_size: int) -> None:
+        """Make room for adapter states and tracks of these sizes; narrower ones are the first entries of their rows."""
+        self.adapter = _widened(self.adapter, state_size)
+        self.track = _widened(self.track, track_size)
 
     def missing(self, user_ids: Iterable[str]) -> list[str]:
         """Those of the users that have no slot."""
@@ -190,18 +188,18 @@ class UserTable:
 
     def restore(self, slots: Ints, rows: Sequence[tuple[Any, ...]]) -> None:
         """Fill slots from rows (user_id, partition, last_offset, num_events, num_applied, support_items, support_types,
-        adapter, adapter_events, meta_version, recent_ids, recent_bodies, recent_seen, num_seen).
+        adapter, track, adapter_events, meta_version, recent_ids, recent_bodies, recent_seen, num_seen).
         """
-        self.widen(max((len(row[7]) for row in rows), default=0))
+        self.widen(*(max((len(row[place]) for row in rows), default=0) for place in (7, 8)))
         for slot, row in zip(slots.tolist(), rows, strict=True):
             (_, _, self.last_offset[slot], self.num_events[slot], self.num_applied[slot], items, types, adapter) = row[
                 :8
             ]
-            self.adapter_events[slot], self.meta_version[slot], ids, bodies, seen, self.num_seen[slot] = row[8:]
+            track, self.adapter_events[slot], self.meta_version[slot], ids, bodies, seen, self.num_seen[slot] = row[8:]
             kept = min(len(items), self.support_items.shape[1])
             if kept:
                 self.support_items[slot, -kept:], self.support_types[slot, -kept:] = items[-kept:], types[-kept:]
-            self.adapter[slot, : len(adapter)] = adapter
+            self.adapter[slot, : len(adapter)], self.track[slot, : len(track)] = adapter, track
             self.recent_ids[slot, : len(ids)], self.recent_bodies[slot, : len(ids)] = ids, bodies
             self.recent_seen[slot, : len(seen)] = seen
 
@@ -280,6 +278,11 @@ class UserTable:
             if isinstance(value, np.ndarray) and name != "_touched":
                 value[slots] = 0
         self.last_offset[slots] = -1
+
+
+def _widened(rows: NDArray[np.float32], size: int) -> NDArray[np.float32]:
+    missing = size - rows.shape[1]
+    return np.pad(rows, ((0, 0), (0, missing))) if missing > 0 else rows
 
 
 def older_kept(horizon: int) -> int:

@@ -34,7 +34,7 @@ def states_copy(outcome: Outcome, table: UserTable) -> io.BytesIO:
     slots, lists = outcome.slots, outcome.lists
     num_support = np.minimum(table.num_events[slots], table.support_items.shape[1])
     num_recent, num_seen = tail_length(table.num_applied[slots]), tail_length(table.num_seen[slots])
-    adapter = table.adapter[slots, : outcome.state_size]
+    adapter, track = table.adapter[slots, : outcome.state_size], table.track[slots, : outcome.track_size]
     return io.BytesIO(
         binary_copy(
             [
@@ -46,7 +46,9 @@ def states_copy(outcome: Outcome, table: UserTable) -> io.BytesIO:
                 Ragged(table.support_items[slots], num_support, INT4, right=True),
                 Ragged(table.support_types[slots], num_support, INT2, right=True),
                 Ragged(adapter, np.full(len(slots), adapter.shape[1]), FLOAT4),
+                Ragged(track, np.full(len(slots), track.shape[1]), FLOAT4),
                 Scalar(table.adapter_events[slots], INT4),
+                Scalar(table.adapter_use[slots], INT2),
                 Scalar(table.meta_version[slots], INT4),
                 Ragged(lists.item_nos, lists.lengths, INT4),
                 Ragged(lists.scores, lists.lengths, FLOAT8),

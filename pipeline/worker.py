@@ -198,6 +198,8 @@ class _Worker:
                 batches=measures.num_batches,
                 freshness_p50_ms=round(float(p50), 1),
                 freshness_p99_ms=round(float(p99), 1),
+                gated_share=round(measures.num_gated / max(measures.num_adapted, 1), 4),
+                diverged=measures.num_diverged,
                 users_held=len(self.loop.adaptation.table),
                 cpu_seconds=round(time.process_time(), 2),
             )

@@ -126,6 +126,9 @@ user_state = Table(
     _array("recent_seen", INT4S),
     _required("num_seen", Integer, text("0")),
     _stamp("updated_at"),
+    _array("track", FLOAT4S),
+    _required("adapter_use", SmallInteger, text("0")),
+    Index("user_state_not_served", "adapter_use", postgresql_where=text("adapter_use > 1")),
 )
 
 event_ids = Table(

@@ -75,6 +75,8 @@ def meta_parameters(item_ids: Sequence[str], *, text_dim: int = 16, seed: int = 
         "tau": 1.5,
         "discount": 0.97,
         "trust_radius": 1.0,
+        "gate_discount": 0.9,
+        "gate_credit": 1.0,
         "shrinkage": 5.0,
         "half_life": 4000.0,
         "item_out": normal(n, d),

@@ -41,6 +41,8 @@ def small_parameters(**changes: object) -> MetaParameters:
         "tau": 1.25,
         "discount": 0.99,
         "trust_radius": 2.0,
+        "gate_discount": 0.95,
+        "gate_credit": 0.5,
         "shrinkage": 10.0,
         "half_life": 5000.0,
         "item_out": draw(N, D),

@@ -18,6 +18,7 @@ from tests.conftest import Database, Postgres
 
 USER: dict[str, Any] = {
     "partition": 0, "last_offset": 0, "num_events": 1, "num_applied": 1, "meta_version": 1, "adapter_events": 1,
+    "adapter_use": 1,
 }  # fmt: skip
 
 
@@ -434,15 +435,27 @@ def test_a_user_without_events_is_shown_the_best_of_all_partitions(writer: Engin
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("adapter_events", "source"), [(0, "start"), (1, "adapted")])
-def test_the_source_tells_whether_the_inner_loop_has_learnt(
-    writer: Engine, reader: Engine, adapter_events: int, source: str
+@pytest.mark.parametrize(("adapter_use", "source"), [(0, "start"), (1, "adapted"), (2, "start"), (3, "start")])
+def test_the_source_tells_whether_the_adapter_was_served(
+    writer: Engine, reader: Engine, adapter_use: int, source: str
 ) -> None:
     with writer.begin() as connection:
         add_items(connection, 1, 2)
-        add_user(connection, "u", top_items=[2, 1], top_scores=[0.9, 0.8], adapter_events=adapter_events)
+        add_user(connection, "u", top_items=[2, 1], top_scores=[0.9, 0.8], adapter_use=adapter_use)
     assert recommend(reader, "u", 2) == [("i2", 0.9, 1, source), ("i1", 0.8, 2, source)]
     assert recommend(reader, "u", 1) == [("i2", 0.9, 1, source)]
+
+
+def test_users_whose_adapters_are_not_served_are_counted(writer: Engine, reader: Engine) -> None:
+    with writer.begin() as connection:
+        for number, use in enumerate([0, 1, 1, 2, 3, 3]):
+            add_user(connection, f"u{number}", adapter_use=use)
+    with reader.connect() as connection:
+        assert tuple(connection.execute(text("SELECT users, gated, diverged FROM innerloop.adapters")).one()) == (
+            6,
+            1,
+            2,
+        )
 
 
 def test_a_shortfall_is_filled_without_what_is_listed_seen_dismissed_or_withdrawn(

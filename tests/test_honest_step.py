@@ -45,6 +45,7 @@ def tasks(seed: int = 1, num: int = U) -> TaskBatch:
         num_events=num_events,
         state=torch.randn(num, 16, generator=draw) * (num_events[:, None] > 0),
         state_events=num_events.clone(),
+        track=torch.zeros(num, 1),
         excluded=exclusions(torch.randint(-1, len(ITEMS), (num, 7), generator=draw), len(ITEMS)),
         prior_rows=bucket_of(num_events),
     )

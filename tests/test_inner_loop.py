@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from models.chains import Chains
 from models.inner_loop import InnerStep
 
 U, N, F = 7, 30, 16
@@ -52,7 +53,7 @@ def test_the_batched_step_agrees_with_a_loop_in_float64(discount: float, radius:
     targets = torch.randint(N, (rounds, U), generator=torch.Generator().manual_seed(4))
     state = torch.zeros(U, F)
     for prediction, target in zip(guesses, targets, strict=True):
-        state = step.learn(state, step.residual(prediction, table, target))
+        state = learnt(step, state, step.residual(prediction, table, target))
     count = torch.full((U,), rounds)
     found = step.deviation(state, count, count)
     for user in range(U):
@@ -64,11 +65,16 @@ def test_the_batched_step_agrees_with_a_loop_in_float64(discount: float, radius:
     assert (radius == 0.02) == bool((lengths > radius * 0.999).all())
 
 
+def learnt(step: InnerStep, state: Tensor, residual: Tensor) -> Tensor:
+    """State after one more residual."""
+    return Chains(None, torch.ones(len(state), dtype=torch.bool)).carry(step.discount, state, residual)[1]
+
+
 def test_what_a_user_takes_scores_higher_afterwards_and_the_rest_lower() -> None:
     step, table = inner_step(residual_mean=torch.zeros(F)), factors()
     prediction = predictions(1)[0]
     targets = torch.arange(U)
-    state = step.learn(torch.zeros(U, F), step.residual(prediction, table, targets))
+    state = learnt(step, torch.zeros(U, F), step.residual(prediction, table, targets))
     change = step.deviation(state, torch.ones(U), torch.full((U,), 5)) @ table.T
     own = change.gather(1, targets[:, None])[:, 0]
     assert bool((own > (prediction * change).sum(1)).all())
@@ -94,6 +100,6 @@ def test_errors_that_all_users_share_teach_nothing() -> None:
 
 def test_old_residuals_weigh_less_than_new_ones() -> None:
     step = inner_step(discount=0.5)
-    old_then_new = step.learn(step.learn(torch.zeros(1, F), torch.ones(1, F)), torch.zeros(1, F))
+    old_then_new = learnt(step, learnt(step, torch.zeros(1, F), torch.ones(1, F)), torch.zeros(1, F))
     assert torch.equal(old_then_new, torch.full((1, F), 0.5))
     torch.testing.assert_close(step.weight(torch.tensor([0, 1, 2, 3])), torch.tensor([0.0, 1.0, 1.5, 1.75]))

@@ -59,6 +59,7 @@ def tasks() -> TaskBatch:
         num_events=lengths,
         state=torch.randn(U, 16, generator=draw) * lengths[:, None],
         state_events=lengths,
+        track=torch.zeros(U, 1),
         excluded=exclusions(support, len(ITEMS)),
         prior_rows=bucket_of(lengths),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import closing
@@ -102,8 +103,9 @@ def feed(loop: Loop, records: Sequence[Record], sizes: Iterator[int]) -> None:
         start += size
 
 
-STATE = """SELECT user_id, last_offset, num_events, num_applied, support_items, support_types, adapter, adapter_events,
-    top_items, top_scores, recent_ids, recent_seen, num_seen FROM innerloop.user_state ORDER BY user_id"""
+STATE = """SELECT user_id, last_offset, num_events, num_applied, support_items, support_types, adapter, track,
+    adapter_events, adapter_use, top_items, top_scores, recent_ids, recent_seen, num_seen
+    FROM innerloop.user_state ORDER BY user_id"""
 LAW = "SELECT next_offset, applied, dead_lettered, duplicates, dropped, skipped FROM innerloop.stream_position"
 RECORD = """SELECT "offset", user_id, item_id, num_events, rank_adapted, rank_start, rank_popular
     FROM innerloop.prequential_events ORDER BY 1"""
@@ -126,6 +128,7 @@ def test_the_same_log_gives_the_same_rows_however_it_is_cut(services: Any, url: 
     assert expected[1][0][0] == len(records)
     assert min(expected[1][0][1:4]) > 0, "the log must hold every fate"
     assert any(row[2] > 60 for row in expected[0]), "some user must have more history than a slot's tail"
+    assert {row[9] for row in expected[0]} >= {1, 2}, "some adapters must be served, some not"
     for table in ("user_state", "stream_position", "prequential", "dead_letters", "item_statistics", "activations",
                   "event_ids", "seen_items", "popular_items"):  # fmt: skip
         query_write(database.owner_url, f"TRUNCATE innerloop.{table}")
@@ -228,6 +231,35 @@ def test_dismissed_and_seen_items_leave_the_list_unknown_ones_stay_in_the_suppor
         database.owner_url, "SELECT item_id FROM innerloop.support_sets WHERE user_id = 'u1' ORDER BY position"
     )
     assert support == [("item-1",), ("odd",)]
+
+
+@pytest.mark.parametrize("poison", [np.nan, np.inf, 1e30])
+def test_an_adapter_that_diverged_is_thrown_away_and_nobody_else_notices(
+    url: str, database: Database, poison: float
+) -> None:
+    records = log(312)
+    well = make_loop(url)
+    assign(well)
+    feed(well, records[:300], iter([150, 150]))
+    users = [row[0] for row in query(database.owner_url, STATE)]
+    touched = [json.loads(record.value)["user_id"] for record in records[300:] if record.value != b"{garbage"]  # type: ignore[arg-type]
+    victim = next(user for user in users if user in touched)
+    sick = well.adaptation.table.slots([victim])
+    well.adaptation.table.adapter[sick, 3] = poison
+    feed(well, records[300:], iter([12]))
+    rows = {row[0]: row for row in query(database.owner_url, STATE)}
+    source = "SELECT DISTINCT source FROM innerloop.recommend(%s, 10) WHERE source <> 'popular'"
+    assert rows[victim][9] == 3
+    assert query(database.reader_url, source, victim) == [("start",)]
+    assert query(database.reader_url, "SELECT diverged FROM innerloop.adapters") == [(1,)]
+    for table in ("user_state", "stream_position", "prequential", "dead_letters", "item_statistics", "activations",
+                  "event_ids", "seen_items", "popular_items"):  # fmt: skip
+        query_write(database.owner_url, f"TRUNCATE innerloop.{table}")
+    healthy = make_loop(url)
+    assign(healthy)
+    feed(healthy, records, iter([150, 150, 12]))
+    expected = {row[0]: row for row in query(database.owner_url, STATE)}
+    assert {user for user in rows if rows[user] != expected[user]} == {victim}
 
 
 def test_a_user_without_events_gets_the_popular_list(url: str, database: Database) -> None:

@@ -39,6 +39,7 @@ def make_tasks(*, seed: int = 0, users: int = U) -> TaskBatch:
         num_events=lengths + 40 * (lengths == S),
         state=torch.randn(users, 16, generator=draw),
         state_events=lengths,
+        track=torch.zeros(users, 1),
         excluded=exclusions(support, N),
         prior_rows=bucket_of(lengths),
     )
@@ -181,7 +182,7 @@ def test_a_user_who_keeps_taking_an_item_gets_it_ranked_higher() -> None:
     first = last = ranker.step(tasks, priors, targets)
     for _ in range(10):
         last = ranker.step(tasks, priors, targets)
-        tasks.state, tasks.state_events = last.state, last.state_events
+        tasks.state, tasks.state_events, tasks.track = last.state, last.state_events, last.track
     assert torch.equal(first.loss_start, last.loss_start)
     assert bool((last.loss_adapted < first.loss_adapted).all())
 
@@ -195,6 +196,7 @@ def test_events_of_one_user_in_one_call_equal_one_call_each() -> None:
     for row, before in enumerate(previous.tolist()):
         if before >= 0:
             alone.state[row], alone.state_events[row] = together.state[before], together.state_events[before]
+            alone.track[row] = together.track[before]
     for one, other in zip(together, ranker.step(alone, priors, targets), strict=True):
         assert torch.equal(one, other)
     with pytest.raises(ValueError, match="oldest first"):

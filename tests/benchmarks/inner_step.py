@@ -90,7 +90,7 @@ def batched(inner: InnerStep, tables: tuple[Tensor, Tensor], users: Users, chunk
     deviations = []
     for slots, targets in zip(torch.split(users.slots, chunk), torch.split(users.targets, chunk), strict=True):
         prediction = torch.softmax(inner.tau * torch.addmm(users.prior, users.start[slots], out.T), 1)
-        users.state[slots] = state = inner.learn(users.state[slots], inner.residual(prediction, factors, targets))
+        users.state[slots] = state = inner.discount * users.state[slots] + inner.residual(prediction, factors, targets)
         users.count[slots] = count = users.count[slots] + 1
         deviations.append(inner.deviation(state, count, users.num_events[slots]))
     return torch.cat(deviations)
@@ -126,6 +126,7 @@ def tasks_of(num_users: int, values: MetaParameters, device: str) -> tuple[TaskB
         num_events=num_events,
         state=torch.randn(num_users, values.item_factors.shape[1], generator=draw) * 0.1,
         state_events=num_events - 1,
+        track=torch.zeros(num_users, 1),
         excluded=exclusions(support, num_items),
         prior_rows=bucket_of(num_events),
     )

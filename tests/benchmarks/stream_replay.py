@@ -49,20 +49,23 @@ class Replay:
         self.history = History.of(users)
         self.state = torch.zeros(int(users.max()) + 1, self.ranker.state_size)
         self.state_events = torch.zeros(len(self.state), dtype=torch.int64)
+        self.track = torch.zeros(len(self.state), self.ranker.track_size)
 
     def apply(self, events: Tensor, priors: Tensor) -> tuple[Tensor, Tensor]:
         """Rank the next ten items of consecutive events, adapted and start [U, 10], then learn the events."""
         tasks = tasks_before(self.ranker, self.events, self.history, events)
         users = self.events.users[events]
         previous = _previous(users)
-        tasks.state, tasks.state_events = self.state[users], self.state_events[users]
+        tasks.state, tasks.state_events, tasks.track = self.state[users], self.state_events[users], self.track[users]
         step = self.ranker.step(tasks, priors, self.events.items[events], previous)
         follows = previous >= 0
         tasks.state[follows] = step.state[previous[follows]]
         tasks.state_events[follows] = step.state_events[previous[follows]]
+        tasks.track[follows] = step.track[previous[follows]]
         # later rows of a user overwrite earlier ones
         for row, user in enumerate(users.tolist()):
             self.state[user], self.state_events[user] = step.state[row], step.state_events[row]
+            self.track[user] = step.track[row]
         return self._ranks(tasks, priors, events)
 
     def _ranks(self, tasks: TaskBatch, priors: Tensor, events: Tensor) -> tuple[Tensor, Tensor]:
