@@ -8,7 +8,7 @@ import platform
 
 import torch
 
-from tests.benchmarks import breakdown, cuda, end_to_end, inner_step, read_path, write_path
+from tests.benchmarks import breakdown, cuda, end_to_end, inner_step, learners, read_path, write_path
 from tests.benchmarks.scene import Options, deployment
 
 BENCHMARKS = {
@@ -18,6 +18,7 @@ BENCHMARKS = {
     "read-path": read_path.main,
     "breakdown": breakdown.main,
     "end-to-end": end_to_end.main,
+    "learners": learners.main,
 }
 
 

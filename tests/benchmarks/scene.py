@@ -61,6 +61,8 @@ def parameters(num_items: int = NUM_ITEMS, *, seed: int = 0) -> MetaParameters:
         residual_mean=normal(f) * 0.01,
         metric=torch.linspace(1.0, 0.1, f) / f,
         precision=torch.full((f,), 3.0),
+        adapter_initial=torch.zeros(f),
+        step_rates=torch.zeros(0, f),
         text_map=normal(ENCODER.size + 1, d + p * d + f) * 0.1,
         part_decays=torch.tensor([0.99, 0.9, 0.7, 0.99]),
         part_weights=torch.tensor([[1.0] + [0.5] * p]).repeat(NUM_BUCKETS, 1),

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from models.encoder import resolve_encoder
 from models.episodes import Interactions
+from models.learner_tuning import Method
 from models.meta_parameters import MetaParameters
 from models.outer_loop import meta_train
 from pipeline.batching import MicroBatch
@@ -68,7 +69,14 @@ def load_stream(home: Path, phase: Phase) -> Stream:
     return Stream(data, fit, events, num_events, next_items, np.isin(data.users[events], data.users[fit], invert=True))
 
 
-def train(stream: Stream, home: Path, *, seed: int, encoder: str = "auto") -> MetaParameters:
+def train(
+    stream: Stream,
+    home: Path,
+    *,
+    seed: int,
+    encoder: str = "auto",
+    method: Method = Method(),  # noqa: B008
+) -> MetaParameters:
     """Meta-train on the events before the cut."""
     data, rows = stream.data, stream.fit
     items = sorted({str(item) for item in data.items[rows]}, key=str.encode)
@@ -86,7 +94,13 @@ def train(stream: Stream, home: Path, *, seed: int, encoder: str = "auto") -> Me
     )
     embeddings = cached_embeddings(text_encoder, [texts[item] for item in items], home / "cache")
     parameters, _ = meta_train(
-        interactions, embeddings, item_ids=tuple(items), encoder=text_encoder.name, seed=seed, support_size=60
+        interactions,
+        embeddings,
+        item_ids=tuple(items),
+        encoder=text_encoder.name,
+        seed=seed,
+        support_size=60,
+        method=method,
     )
     return parameters
 
