@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +19,8 @@ from pipeline.chunks import Chunk, Record
 from pipeline.support import Ints, UserTable, occurrence
 from schemas.events import Interaction, Rejected
 
-Parse = Callable[[bytes | None, bytes | None, int], Interaction | Rejected]
+E = TypeVar("E")
+Parse = Callable[[bytes | None, bytes | None, int], E | Rejected]
 
 APPLIED, DUPLICATE, CONFLICTING, FOREIGN = 0, 1, 2, 3  # fates of a well-formed event
 
@@ -76,7 +78,17 @@ class MicroBatch:
         self.record_ms = self.record_ms[indices]
 
 
-def micro_batch(chunks: Iterable[Chunk], positions: Mapping[int, int], parse: Parse) -> MicroBatch:
+@dataclass(slots=True)
+class Walk(Generic[E]):
+    """Records of one topic from the positions on: what they hold, what was rejected, how far each partition moves."""
+
+    advances: list[Advance] = field(default_factory=list)
+    dead_letters: list[DeadLetter] = field(default_factory=list)
+    events: list[E] = field(default_factory=list)
+    records: list[Record] = field(default_factory=list)
+
+
+def walk(chunks: Iterable[Chunk], positions: Mapping[int, int], parse: Parse[E]) -> Walk[E]:
     """Decode the chunks' records from the positions on.
 
     Args:
@@ -88,9 +100,9 @@ def micro_batch(chunks: Iterable[Chunk], positions: Mapping[int, int], parse: Pa
         LostRecords: a chunk starts beyond its partition's position.
 
     """
-    batch = MicroBatch()
+    found = Walk[E]()
     for chunk in chunks:
-        advance = _advance_for(batch, chunk, positions[chunk.partition])
+        advance = _advance_for(found.advances, chunk, positions[chunk.partition])
         for record in chunk.records:
             if record.offset < advance.next_offset:
                 continue  # fetched again after a seek: already applied
@@ -99,14 +111,21 @@ def micro_batch(chunks: Iterable[Chunk], positions: Mapping[int, int], parse: Pa
             event = parse(record.key, record.value, record.timestamp)
             if isinstance(event, Rejected):
                 advance.dead_lettered += 1
-                batch.dead_letters.append(dead_letter(record, event.reason, event.detail))
+                found.dead_letters.append(dead_letter(record, event.reason, event.detail))
             else:
-                batch.events.append(event)
-                batch.records.append(record)
+                found.events.append(event)
+                found.records.append(record)
+    found.advances = [advance for advance in found.advances if advance.next_offset > advance.start]
+    return found
+
+
+def micro_batch(chunks: Iterable[Chunk], positions: Mapping[int, int], parse: Parse[Interaction]) -> MicroBatch:
+    """`walk` over interactions, their events in the order of (partition, offset)."""
+    found = walk(chunks, positions, parse)
+    batch = MicroBatch(found.advances, found.dead_letters, found.events, found.records)
     places = [(record.partition, record.offset, record.timestamp) for record in batch.records]
     batch.partition, batch.offset, batch.record_ms = np.array(places, np.int64).reshape(-1, 3).T
     batch.take(np.lexsort((batch.offset, batch.partition)))
-    batch.advances = [advance for advance in batch.advances if advance.next_offset > advance.start]
     return batch
 
 
@@ -166,13 +185,13 @@ def _settle(first: int, batch: MicroBatch, slots: Ints, table: UserTable, result
             num_applied += 1
 
 
-def _advance_for(batch: MicroBatch, chunk: Chunk, position: int) -> Advance:
-    for advance in batch.advances:
+def _advance_for(advances: list[Advance], chunk: Chunk, position: int) -> Advance:
+    for advance in advances:
         if advance.partition == chunk.partition:
             break
     else:
         advance = Advance(chunk.topic, chunk.partition, position, position)
-        batch.advances.append(advance)
+        advances.append(advance)
     if chunk.start > advance.next_offset:
         raise LostRecords(f"{chunk.topic}[{chunk.partition}]: at {advance.next_offset}, fetched from {chunk.start}")
     return advance

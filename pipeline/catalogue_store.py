@@ -16,17 +16,20 @@ from schemas.events import CatalogueItem, Withdrawal
 # Snapshots are numbered in the order in which they commit: a reader that has seen one has seen all before it.
 LOCK_SNAPSHOTS = "LOCK TABLE innerloop.catalogue_snapshots IN SHARE ROW EXCLUSIVE MODE"
 NEW_SNAPSHOT = "INSERT INTO innerloop.catalogue_snapshots DEFAULT VALUES RETURNING snapshot"
-SAVE_ITEMS = """INSERT INTO innerloop.items AS i (item_id, text, attributes, available, known, snapshot) VALUES %s
-    ON CONFLICT (item_id) DO UPDATE SET text = excluded.text, attributes = excluded.attributes,
-    available = excluded.available, known = true, snapshot = excluded.snapshot, updated_at = clock_timestamp()
-    WHERE (i.text, i.attributes, i.available, i.known)
-        IS DISTINCT FROM (excluded.text, excluded.attributes, excluded.available, true)"""
+SAVE_ITEMS = """UPDATE innerloop.items AS i SET text = new.text, attributes = new.attributes::jsonb,
+    available = new.available, known = true, snapshot = new.snapshot, updated_at = clock_timestamp()
+    FROM (VALUES %s) AS new (item_id, text, attributes, available, snapshot) WHERE i.item_id = new.item_id
+    AND (i.text, i.attributes, i.available, i.known)
+        IS DISTINCT FROM (new.text, new.attributes::jsonb, new.available, true)"""
 WITHDRAW_ITEMS = """UPDATE innerloop.items SET available = false, snapshot = %s, updated_at = clock_timestamp()
     WHERE item_id = ANY(%s) AND available"""
 NEWEST_SNAPSHOT = "SELECT coalesce(max(snapshot), 0) FROM innerloop.catalogue_snapshots"
 ALL_ITEMS = "SELECT item_id, item_no, coalesce(text, ''), available, known FROM innerloop.items"
+# Only absent items are put forward: a row that conflicts has used up a number, and workers hold arrays by number.
 NUMBER_ITEMS = """INSERT INTO innerloop.items (item_id, known, available)
-    SELECT unnest(%s::text[]), false, false ON CONFLICT (item_id) DO NOTHING"""
+    SELECT new.item_id, false, false FROM unnest(%s::text[]) AS new (item_id)
+    WHERE NOT EXISTS (SELECT FROM innerloop.items AS i WHERE i.item_id = new.item_id)
+    ON CONFLICT (item_id) DO NOTHING"""
 ITEM_NUMBERS = "SELECT item_id, item_no FROM innerloop.items WHERE item_id = ANY(%s)"
 
 
@@ -67,6 +70,7 @@ def write_items(
         (snapshot,) = cursor.fetchone() or (0,)
         rows = [_row(change, snapshot) for _, change in sorted(last.items()) if isinstance(change, CatalogueItem)]
         if rows:
+            cursor.execute(NUMBER_ITEMS, ([item_id for item_id, *_ in rows],))
             execute_values(cursor, SAVE_ITEMS, rows, page_size=len(rows))
         num_changed = max(cursor.rowcount, 0) if rows else 0
         withdrawn = [item_id for item_id, change in last.items() if isinstance(change, Withdrawal)]
@@ -77,4 +81,4 @@ def write_items(
 
 def _row(item: CatalogueItem, snapshot: int) -> tuple[Any, ...]:
     attributes = None if item.attributes is None else json.dumps(item.attributes)
-    return item.item_id, item.text, attributes, item.available, True, snapshot
+    return item.item_id, item.text, attributes, item.available, snapshot

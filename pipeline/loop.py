@@ -18,13 +18,14 @@ import structlog
 
 from models.gate import DIVERGED, GATED, SERVED
 from pipeline.adaptation import Adaptation
-from pipeline.batching import Advance, DeadLetter, MicroBatch, Parse, dead_letter, micro_batch
+from pipeline.batching import Advance, MicroBatch, Parse, Walk, micro_batch, walk
 from pipeline.catalogue_store import number_items, read_items, write_items
 from pipeline.chunks import Chunk
+from pipeline.flood_gate import FloodGate
 from pipeline.loop_versions import Sources, Versions
 from pipeline.store import Fenced, Store, StoreUnavailable
 from schemas.errors import ConfigurationError
-from schemas.events import Rejected, parse_item
+from schemas.events import CatalogueItem, Interaction, Rejected, Withdrawal, parse_item
 
 log = structlog.get_logger()
 T = TypeVar("T")
@@ -41,10 +42,6 @@ class DataGap(ConfigurationError):
 
 class TopicRecreated(ConfigurationError):
     """The position lies beyond the topic's end: it was made anew. Migrate into a new database, or restore the topic."""
-
-
-class DeadLetterFlood(ConfigurationError):
-    """Most of the recent events were malformed: a bad deployment of a producer must not dead-letter a whole topic."""
 
 
 @dataclass(slots=True)
@@ -69,7 +66,7 @@ class Loop:
         sources: Sources,
         *,
         topics: tuple[str, str],
-        parse: Parse,
+        parse: Parse[Interaction],
         dead_letter_limit: tuple[float, int],
         accept_data_gap: bool,
     ) -> None:
@@ -79,8 +76,7 @@ class Loop:
         self.positions: dict[tuple[str, int], int] = {}
         self.measures = Measures()
         self._parse = parse
-        self._limit, self._window = dead_letter_limit
-        self._recent: list[tuple[int, int]] = []  # (offsets passed, dead letters) of the newest batches
+        self._flood_gate = FloodGate(*dead_letter_limit)
         self._accept_data_gap = accept_data_gap
         self._followed_at = 0.0
         self._catalogue_ends: dict[tuple[str, int], int] = {}
@@ -192,7 +188,7 @@ class Loop:
 
     def _activate(self) -> None:
         """Record what is in use from the held positions on, and list popular items for users without events."""
-        held = {partition: at for (topic, partition), at in self.positions.items() if topic == self.interactions}
+        held = self._held(self.interactions)
         if self.versions.heads.live is not None:
             for adaptation, partitions in self.versions.groups(held):
                 self._activate_under(adaptation, {partition: held[partition] for partition in partitions})
@@ -216,28 +212,15 @@ class Loop:
         )
 
     def _advance_items(self, chunks: Sequence[Chunk]) -> None:
-        changes, dead, advances = [], list[DeadLetter](), dict[int, Advance]()
-        for chunk in chunks:
-            position = self.positions[chunk.topic, chunk.partition]
-            move = advances.setdefault(chunk.partition, Advance(chunk.topic, chunk.partition, position, position))
-            for record in chunk.records:
-                if record.offset < move.next_offset:
-                    continue
-                move.skipped += record.offset - move.next_offset
-                move.next_offset = record.offset + 1
-                change = parse_item(record.key, record.value)
-                if isinstance(change, Rejected):
-                    move.dead_lettered += 1
-                    dead.append(dead_letter(record, change.reason, change.detail))
-                else:
-                    move.applied += 1
-                    changes.append(change)
-        moves = [move for move in advances.values() if move.next_offset > move.start]
-        if moves:
-            self._intend(moves)
-            write_items(self.store, changes, moves, dead)
-            self._moved(moves)
-            self.follow(force=True)
+        found: Walk[CatalogueItem | Withdrawal] = walk(chunks, self._held(self.items), _item_change)
+        if not found.advances:
+            return
+        for move in found.advances:  # the last change of an item wins, the others are applied by it
+            move.applied = move.next_offset - move.start - move.dead_lettered - move.skipped
+        self._intend(found.advances)
+        write_items(self.store, found.events, found.advances, found.dead_letters)
+        self._moved(found.advances)
+        self.follow(force=True)
 
     def _advance_interactions(self, chunks: Sequence[Chunk]) -> None:
         """One transaction per version in use: of a canary's partitions and of the others."""
@@ -245,11 +228,10 @@ class Loop:
             self._advance_under(adaptation, [chunk for chunk in chunks if chunk.partition in partitions])
 
     def _advance_under(self, adaptation: Adaptation, chunks: Sequence[Chunk]) -> None:
-        held = {partition: at for (topic, partition), at in self.positions.items() if topic == self.interactions}
-        batch = micro_batch(chunks, held, self._parse)
+        batch = micro_batch(chunks, self._held(self.interactions), self._parse)
         if not batch.advances:
             return
-        self._refuse_flood(batch)
+        self._flood_gate.pass_on(batch)
         self._admit(batch, adaptation)
         outcome = adaptation.apply(batch)
         self._intend(batch.advances)
@@ -280,6 +262,10 @@ class Loop:
         if unknown:
             adaptation.catalogue.number(number_items(self.store, sorted(unknown)))
 
+    def _held(self, topic: str) -> dict[int, int]:
+        """Positions of the partitions held, of one topic."""
+        return {partition: at for (name, partition), at in self.positions.items() if name == topic}
+
     def _intend(self, moves: Sequence[Advance]) -> None:
         self._intended = {(move.topic, move.partition): move.next_offset for move in moves}
 
@@ -290,19 +276,6 @@ class Loop:
     def _forget(self, topic: str, partition: int) -> None:
         if topic == self.interactions:
             self.versions.forget(partition)
-
-    def _refuse_flood(self, batch: MicroBatch) -> None:
-        passed = sum(move.next_offset - move.start for move in batch.advances)
-        self._recent.append((passed, len(batch.dead_letters)))
-        while len(self._recent) > 1 and sum(row[0] for row in self._recent[1:]) >= self._window:
-            self._recent.pop(0)
-        seen, dead = (sum(column) for column in zip(*self._recent, strict=True))
-        if seen >= self._window and dead > self._limit * seen:
-            reasons = sorted({letter.reason for letter in batch.dead_letters})
-            raise DeadLetterFlood(
-                f"{dead} of the last {seen} events are malformed ({', '.join(reasons)}): mend their producer, or raise "
-                "INNERLOOP_DEAD_LETTER_LIMIT to let them pass into dead_letters"
-            )
 
     def _patiently(self, step: Callable[[], T], *, forgetting: str | None = None) -> T:
         """Do a step, waiting and trying again while the database is away.
@@ -331,7 +304,7 @@ class Loop:
                     raise
 
     def _reread(self, topic: str) -> None:
-        held = [partition for name, partition in self.positions if name == topic]
+        held = list(self._held(topic))
         for partition, position in self.store.positions(topic, held).items():
             before = self.positions[topic, partition]
             if position not in {before, self._intended.get((topic, partition), before)}:
@@ -345,3 +318,7 @@ class Loop:
         for adaptation, mine in self.versions.groups(partitions):
             half_life = adaptation.ranker.parameters.half_life
             adaptation.statistics |= self.store.load_statistics(self.interactions, mine, half_life)
+
+
+def _item_change(key: bytes | None, value: bytes | None, _: int) -> CatalogueItem | Withdrawal | Rejected:
+    return parse_item(key, value)

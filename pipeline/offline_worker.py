@@ -115,7 +115,7 @@ class OfflineWorker:
         while now := list(islice(rest, batch_events)):
             yield self.apply(self.micro_batch(now))
 
-    def apply_records(self, chunks: Sequence[Chunk], parse: Parse = parse_interaction) -> Outcome:
+    def apply_records(self, chunks: Sequence[Chunk], parse: Parse[Interaction] = parse_interaction) -> Outcome:
         """Decode and apply raw records (of every partition from its position on) as one micro-batch."""
         return self.apply(micro_batch(chunks, self.positions, parse))
 

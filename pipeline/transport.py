@@ -45,13 +45,10 @@ class PositionedConsumer(driver.Consumer):  # type: ignore[misc]  # untyped base
     def _new_consumer_thread(self) -> _ConsumerThread:
         return _ConsumerThread(self, loop=self.loop, beacon=self.beacon)
 
-    def __post_init__(self) -> None:
-        self._handed_out: dict[TP, int] = {}
-        self._durable: dict[TP, int] = {}
-
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.__post_init__()
+        self._handed_out: dict[TP, int] = {}
+        self._durable: dict[TP, int] = {}
 
     async def perform_seek(self) -> None:
         """Start each assigned partition at the position of the database. Called by Faust on every assignment."""

@@ -147,12 +147,22 @@ class _Worker:
         return {TP(topic, partition): offset for (topic, partition), offset in positions.items()}
 
     def _take_over(self, bounds: Mapping[tuple[str, int], tuple[int, int]]) -> dict[tuple[str, int], int]:
+        # Tansu lists an end that is too low by up to a batch; a fetch tells the true one. Where events are read from
+        # matters only when the position lies beyond it, but they wait until the whole catalogue has been read.
+        bounds = self._with_true_ends(bounds, self.settings.topic_items)
         try:
             return self.loop.take_over(bounds)
         except TopicRecreated:
-            # Tansu lists an end that is too low by up to a batch; a fetch tells the true one, and takes a second.
-            ends = {topic: end_offsets(self.broker, topic) for topic in {topic for topic, _ in bounds}}
-            return self.loop.take_over({key: (first, ends[key[0]][key[1]]) for key, (first, _) in bounds.items()})
+            return self.loop.take_over(self._with_true_ends(bounds, self.settings.topic_interactions))
+
+    def _with_true_ends(
+        self, bounds: Mapping[tuple[str, int], tuple[int, int]], topic: str
+    ) -> Mapping[tuple[str, int], tuple[int, int]]:
+        if topic not in {name for name, _ in bounds}:
+            return bounds
+        ends = end_offsets(self.broker, topic)
+        true = {key: (bounds[key][0], ends[key[1]]) for key in bounds if key[0] == topic}
+        return {**bounds, **true}
 
     async def _revoked(self, *_: Any, **__: Any) -> None:
         """Before partitions go to another worker: drop what waits, let the batch in hand commit."""

@@ -15,7 +15,9 @@ import torch
 
 from models.encoder import HashedBagOfWords
 from pipeline.adaptation import Adaptation, Types
-from pipeline.loop import DataGap, DeadLetterFlood, Loop, TopicRecreated
+from pipeline.batching import LostRecords
+from pipeline.flood_gate import DeadLetterFlood
+from pipeline.loop import DataGap, Loop, TopicRecreated
 from pipeline.loop_versions import Sources
 from pipeline.store import SESSION, Fenced, Store
 from pipeline.support import UserTable
@@ -177,6 +179,31 @@ def test_missing_offsets_are_counted_as_skipped(url: str, database: Database) ->
     assign(loop)
     loop.advance([chunk([record(event("u1", "item-1", "a"), 3), record(event("u1", "item-2", "b"), 7)], start=0)])
     assert query(database.owner_url, LAW) == [(8, 2, 0, 0, 0, 6)]
+
+
+def test_items_are_walked_like_events(url: str, database: Database) -> None:
+    loop = make_loop(url)
+    loop.take_over({("items", 0): (0, 9)})
+    rows = [b'{"v":1,"item_id":"new","text":"a"}', b"{", b'{"v":1,"item_id":"new","text":"b"}']
+    records = [Record("items", 0, offset, 0, b"new", value) for offset, value in zip((0, 1, 4), rows, strict=True)]
+    loop.advance([chunk(records[:2]), chunk(records)])
+    assert query(database.owner_url, LAW) == [(5, 2, 1, 0, 0, 2)]
+    assert query(database.owner_url, "SELECT text FROM innerloop.items WHERE item_id = 'new'") == [("b",)]
+    with pytest.raises(LostRecords):
+        loop.advance([chunk([Record("items", 0, 9, 0, b"new", rows[0])])])
+
+
+def test_items_written_again_use_up_no_numbers(url: str, database: Database) -> None:
+    loop = make_loop(url)
+    loop.take_over({("items", 0): (0, 99)})
+    start = 0
+    for text in "abc":
+        items = [*ITEMS, f"new-{text}"]
+        rows = [(item.encode(), f'{{"v":1,"item_id":"{item}","text":"{text}"}}'.encode()) for item in items]
+        loop.advance([chunk([Record("items", 0, start + n, 0, key, row) for n, (key, row) in enumerate(rows)])])
+        start += len(rows)
+    numbers = query(database.owner_url, "SELECT count(*), max(item_no) FROM innerloop.items")
+    assert numbers == [(len(ITEMS) + 3, len(ITEMS) + 3)]
 
 
 def test_a_topic_that_lost_events_stops_the_worker_until_the_gap_is_accepted(url: str, database: Database) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pathlib
 import signal
@@ -14,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 
 import pytest
+from kafka import KafkaProducer
 
 from tests.brokers import Tansu, free_ports
 from tests.conftest import Database, Postgres
@@ -28,6 +30,7 @@ from tests.laws.harness import (
     fill_catalogue,
     lag,
     position,
+    query,
     send,
     stream,
     wait_until,
@@ -50,6 +53,24 @@ def test_sigterm_under_load_drains_and_the_next_worker_goes_on(broker: Tansu, de
     with deployment.worker("third") as worker:
         wait_until(lambda: lag(deployment) == 0, worker)
     assert_as_twin(deployment, assert_law(deployment, sent), twin)
+
+
+def test_the_first_event_waits_for_the_last_item(broker: Tansu, deploy: Deploy) -> None:
+    # one batch of items, of which several fetches are made: Tansu lists its first offset plus one as the end
+    deployment = deploy(broker.address)
+    producer = KafkaProducer(bootstrap_servers=broker.address, linger_ms=2000, batch_size=2**20, max_request_size=2**22)
+    for number in range(2000):
+        name = f"late-{number}"
+        item = json.dumps({"v": 1, "item_id": name, "text": name})
+        producer.send("items", key=name.encode(), value=item.encode(), partition=0)
+    producer.close()
+    send(broker.address, stream(300))
+    with deployment.worker(batch_events=100) as worker:
+        wait_until(lambda: lag(deployment) == 0, worker)
+    reader = deployment.database.owner_url
+    offsets = query(reader, "SELECT DISTINCT from_offset FROM innerloop.activations WHERE kind = 'catalogue'")
+    assert offsets == [(0,)], "events came between two parts of the catalogue"
+    assert query(reader, "SELECT count(*) FROM innerloop.items WHERE item_id LIKE %s", "late-%") == [(2000,)]
 
 
 def test_a_worker_that_has_caught_up_can_be_restarted(broker: Tansu, deploy: Deploy) -> None:

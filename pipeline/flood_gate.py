@@ -1,0 +1,33 @@
+"""Stops a worker before a bad deployment of a producer turns a whole topic into dead letters."""
+
+from __future__ import annotations
+
+from pipeline.batching import MicroBatch
+from schemas.errors import ConfigurationError
+
+
+class DeadLetterFlood(ConfigurationError):
+    """Most of the recent events were malformed: a bad deployment of a producer must not dead-letter a whole topic."""
+
+
+class FloodGate:
+    """The share of dead letters among the newest events of a worker."""
+
+    def __init__(self, limit: float, window: int) -> None:
+        """limit: largest share that may pass; window: events over which it is taken."""
+        self._limit, self._window = limit, window
+        self._recent: list[tuple[int, int]] = []  # (offsets passed, dead letters) of the newest batches
+
+    def pass_on(self, batch: MicroBatch) -> None:
+        """Count a batch before it is written. Raises DeadLetterFlood where too many are malformed."""
+        passed = sum(move.next_offset - move.start for move in batch.advances)
+        self._recent.append((passed, len(batch.dead_letters)))
+        while len(self._recent) > 1 and sum(row[0] for row in self._recent[1:]) >= self._window:
+            self._recent.pop(0)
+        seen, dead = (sum(column) for column in zip(*self._recent, strict=True))
+        if seen >= self._window and dead > self._limit * seen:
+            reasons = sorted({letter.reason for letter in batch.dead_letters})
+            raise DeadLetterFlood(
+                f"{dead} of the last {seen} events are malformed ({', '.join(reasons)}): mend their producer, or raise "
+                "INNERLOOP_DEAD_LETTER_LIMIT to let them pass into dead_letters"
+            )
