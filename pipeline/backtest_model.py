@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from models.encoder import TextEncoder
@@ -64,7 +63,7 @@ class Streamed:
 
     Attributes:
         losses: [E, 2] prequential loss adapted, start.
-        pairs: score served, and whether the item was among the user's next ten: [n], [n].
+        scores: [E, k] with which the adapted lists would have been served.
         event_seconds: CPU time per event.
         user_bytes: memory per user.
 
@@ -73,7 +72,7 @@ class Streamed:
     adapted: Judged
     start: Judged
     losses: Floats
-    pairs: tuple[Floats, NDArray[np.bool_]]
+    scores: Floats
     event_seconds: float
     user_bytes: int
 
@@ -132,8 +131,7 @@ def stream(
     started = time.process_time()
     place_of = np.full(len(log), -1)
     place_of[cut.judged] = np.arange(len(cut.judged))
-    later = _later(log, cut, queries)
-    noted, places, losses, pairs = [], [], np.zeros((len(cut.judged), 2)), []
+    noted, places, losses = [], [], np.zeros((len(cut.judged), 2))
     for begin in range(0, len(cut.stream), BATCH_EVENTS):
         numbers = cut.stream[begin : begin + BATCH_EVENTS]
         found, outcome = _apply(worker, log, numbers, queries, place_of)
@@ -141,17 +139,15 @@ def stream(
         places.append(where[(queries[where] >= 0).any(1)])
         noted.append(found)
         losses[where] = np.stack([outcome.prequential.loss_adapted, outcome.prequential.loss_start], 1)
-        pairs.append(_served(worker, outcome, _newest(outcome, place_of), later))
         tell("stream", min(begin + BATCH_EVENTS, len(cut.stream)), len(cut.stream))
     order = np.argsort(np.concatenate(places), kind="stable")
     columns = [torch.cat(column).numpy()[order] for column in zip(*noted, strict=True)]
     asked = (queries >= 0).any(1)
-    scores, hits = (np.concatenate(column) for column in zip(*pairs, strict=True))
     return Streamed(
         Judged(columns[0].astype(np.float32), columns[2]),
         Judged(columns[1].astype(np.float32), columns[3]),
         losses[asked],
-        (scores, hits),
+        columns[4].astype(np.float64),
         (time.process_time() - started) / max(len(cut.stream), 1),
         worker.table.bytes_per_user,
     )
@@ -172,34 +168,3 @@ def _places(outcome: Outcome, place_of: Ints) -> Ints:
     """Place in the judged stream of each row of the prequential record."""
     places = place_of[[event.id_hash for event in outcome.batch.events]]
     return places[places >= 0]
-
-
-def _served(
-    worker: OfflineWorker, outcome: Outcome, newest: dict[str, int], later: Ints
-) -> tuple[Floats, NDArray[np.bool_]]:
-    """Scores of the lists written for users, and whether the item was among the ten that followed.
-
-    `newest`: place of each user's newest judged event; `later` [S, 10]: rows that follow a place, -1 = none.
-    """
-    scores, hits = [np.zeros(0)], [np.zeros(0, bool)]
-    users, lists = worker.table.user_ids(outcome.slots), outcome.lists
-    for user_id, row, values, length in zip(users, lists.item_nos, lists.scores, lists.lengths.tolist(), strict=True):
-        place = newest.get(user_id, -1)
-        if place >= 0 and (later[place] >= 0).all():
-            scores.append(values[:length])
-            hits.append(np.isin(worker.catalogue.row_of[row[:length]], later[place]))
-    return np.concatenate(scores), np.concatenate(hits)
-
-
-def _newest(outcome: Outcome, place_of: Ints) -> dict[str, int]:
-    places = ((event.user_id, int(place_of[event.id_hash])) for event in outcome.batch.events)
-    return {user_id: place for user_id, place in places if place >= 0}
-
-
-def _later(log: InteractionLog, cut: StreamCut, queries: Ints) -> Ints:
-    """What is looked for before the user's next event, at the place of each: [S, 10], -1 for a user's last."""
-    order = np.argsort(log.users[cut.judged], kind="stable")
-    same = log.users[cut.judged][order][1:] == log.users[cut.judged][order][:-1]
-    later = np.full_like(queries, -1)
-    later[order[:-1][same]] = queries[order[1:][same]]
-    return later

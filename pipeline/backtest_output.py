@@ -19,7 +19,20 @@ from pipeline.protocols import SHOTS
 from pipeline.support import Ints
 
 
-def write_stream_scores(result: StreamResult, path: Path) -> None:
+def write_scores(result: StreamResult | StaticResult, path: Path) -> None:
+    """Write the file that the protocol's referee judges."""
+    if isinstance(result, StreamResult):
+        _write_stream_scores(result, path)
+    else:
+        _write_static_scores(result, path)
+
+
+def as_text(result: StreamResult | StaticResult) -> str:
+    """Headline and tables, for a terminal."""
+    return _stream_text(result) if isinstance(result, StreamResult) else _static_text(result)
+
+
+def _write_stream_scores(result: StreamResult, path: Path) -> None:
     """Write user, K, rank, ranks10 and unseen of each judged event in stream order; -1 = absent."""
     adapted, start = (result.contests[name].judged.ranks for name in BOTH)
     given = {
@@ -38,14 +51,14 @@ def write_stream_scores(result: StreamResult, path: Path) -> None:
     )
 
 
-def write_static_scores(result: StaticResult, path: Path) -> None:
+def _write_static_scores(result: StaticResult, path: Path) -> None:
     """Write one array [cases, items] per K, named k1, k3, …: cases in the order of users, items ascending by id."""
     place = _columns(result.log.item_ids)
     scores = {f"k{shots}": result.scores["adapted"][shots][:, place] for shots in SHOTS}
     np.savez_compressed(path, allow_pickle=False, **scores)
 
 
-def stream_text(result: StreamResult) -> str:
+def _stream_text(result: StreamResult) -> str:
     """Headline, peers, and the gain over K, for a terminal."""
     names = ["adapted", "start", *result.peers]
     overall = {name: result.overall(name).metrics for name in names}
@@ -80,7 +93,7 @@ def stream_text(result: StreamResult) -> str:
     )
 
 
-def static_text(result: StaticResult) -> str:
+def _static_text(result: StaticResult) -> str:
     """Headline and one table, for a terminal."""
     names = ["adapted", "start", *result.peers]
     table = [

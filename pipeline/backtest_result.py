@@ -162,6 +162,15 @@ class StreamResult:
             found["diversity"] = figures.diversity(sample, self.embeddings)
         return found
 
+    def calibration(self) -> list[tuple[float, float, int]]:
+        """Scores of listed items against how often they were among the ten that followed, where ten did follow."""
+        lists, scores = self.contests["adapted"].judged.lists, self.streamed.scores
+        wanted = self.cut.next_items[self.asked]
+        whole = (wanted >= 0).all(1) & self.unseen
+        hits = (lists[whole][:, :, None] == wanted[whole][:, None]).any(2)
+        listed = lists[whole] >= 0
+        return figures.reliability(scores[whole][listed], hits[listed])
+
     def headline(self) -> list[str]:
         """What there is to know, in words: what adaptation earned, where it did not, who is better."""
         gain, whole = self.ahead("start").metrics[PRIMARY], self.overall("adapted").metrics[PRIMARY]
@@ -204,7 +213,7 @@ class StreamResult:
                 for label, own, best in self.segments()
             ],
             "loss": dict(zip(BOTH, self.streamed.losses[self.unseen].mean(0).tolist(), strict=True)),
-            "calibration": figures.reliability(*self.streamed.pairs),
+            "calibration": self.calibration(),
             "lists": {name: self.lists(name) for name in names},
             "cost": {name: one.cost.__dict__ for name, one in self.contests.items() if one.cost},
             "settings": {name: one.settings for name, one in self.contests.items() if one.settings},

@@ -18,6 +18,7 @@ from torch import Tensor
 from models.figures import Interval
 from models.peers.mixed import scores_in_blocks
 from models.peers.peer import Known, Peer
+from models.ranker import TaskBatch
 from pipeline import backtest_peers
 from pipeline.adaptation import Types
 from pipeline.backtest_figures import Floats, bootstrap
@@ -42,9 +43,9 @@ class ScoreTaker(Recorder):
 
     taken: list[tuple[Tensor, Tensor]]
 
-    def note(self, adapted: Tensor, start: Tensor, query: Tensor) -> None:
+    def note(self, tasks: TaskBatch, priors: Tensor, query: Tensor) -> None:
         """Keep the logits [n, N] before n events."""
-        self.taken.append((adapted, start))
+        self.taken.append(self.logits(tasks, priors))
 
 
 @dataclass(frozen=True)

@@ -47,6 +47,7 @@ def backtest(
         str, typer.Option(help="Comma-separated; also sasrec (slow) and repeats; `none` for innerloop alone.")
     ] = "popular,popular-online,popular-by-position,item-knn,ease,als",
     out: Annotated[Path | None, typer.Option(help="Folder for report.html and report.json.")] = None,
+    tensorboard: Annotated[Path | None, typer.Option(help="Folder for TensorBoard logs.")] = None,
     referee_scores: Annotated[
         Path | None, typer.Option(help="Also write what a referee judges: ranks (stream) or scores (static), .npz.")
     ] = None,
@@ -75,6 +76,7 @@ def backtest(
     """
     from pipeline import backtest as judging
     from pipeline import backtest_output as output
+    from pipeline import backtest_plots, backtest_report, backtest_tensorboard
     from pipeline.settings import Settings
 
     names = () if peers == "none" else tuple(name.strip() for name in peers.split(",") if name.strip())
@@ -90,20 +92,21 @@ def backtest(
         judged_users=judged_users,
         num_partitions=partitions,
     )
+    if out:
+        backtest_plots.check_available()
+    if tensorboard:
+        backtest_tensorboard.check_available()
     settings = Settings.load()
-    if protocol == "static":
-        static = judging.run_static(settings, request)
-        text, found = output.static_text(static), static.as_json()
-        if referee_scores:
-            output.write_static_scores(static, referee_scores)
-    else:
-        streamed = judging.run_stream(settings, request)
-        text, found = output.stream_text(streamed), streamed.as_json()
-        if referee_scores:
-            output.write_stream_scores(streamed, referee_scores)
-    if json:
-        emit_json(found)
-    else:
-        print(text)
+    result = judging.run_static(settings, request) if protocol == "static" else judging.run_stream(settings, request)
     if referee_scores:
-        say(f"for the referee: {referee_scores}")
+        output.write_scores(result, referee_scores)
+    if tensorboard:
+        backtest_tensorboard.write_logs(result, tensorboard)
+    report = backtest_report.write_report(result, out) if out else None
+    if json:
+        emit_json(result.as_json())
+    else:
+        print(output.as_text(result))
+    for path in (report, tensorboard, referee_scores):
+        if path:
+            say(f"written: {path}")

@@ -184,12 +184,17 @@ def _record(event: Interaction | Rejected, partition: int, offset: int) -> Offli
 
 
 class Noted(NamedTuple):
-    """What stood before each of E events: query ranks [E, Q] (0 = none) and lists [E, k] of rows (-1 past the last)."""
+    """What stood before each of E events.
+
+    Query ranks [E, Q] (0 = none), lists [E, k] of rows (-1 past the last), and the scores [E, k] that the adapted list
+    would have been served with.
+    """
 
     ranks_adapted: Tensor
     ranks_start: Tensor
     listed_adapted: Tensor
     listed_start: Tensor
+    scores: Tensor
 
 
 class Recorder(Ranker):
@@ -221,7 +226,8 @@ class Recorder(Ranker):
             raise ValueError(f"{len(self._queries)} expected events were not scored: leave duplicates out")
         noted, self._noted = self._noted, []
         if not noted:
-            return Noted(torch.zeros(0, 0), torch.zeros(0, 0), *torch.zeros(2, 0, LISTED, dtype=torch.int64))
+            nothing, no_list = torch.zeros(0, 0), torch.zeros(0, LISTED, dtype=torch.int64)
+            return Noted(nothing, nothing, no_list, no_list, torch.zeros(0, LISTED))
         return Noted(*(torch.cat(column) for column in zip(*noted, strict=True)))
 
     def step(self, tasks: TaskBatch, priors: Tensor, targets: Tensor, previous: Tensor | None = None) -> Step:
@@ -233,13 +239,15 @@ class Recorder(Ranker):
         wanted = torch.from_numpy(np.flatnonzero((queries >= 0).any(1))).to(targets.device)
         if len(wanted):
             query = torch.from_numpy(queries).to(targets.device)[wanted]
-            self.note(*self.logits(_rows(_as_before(tasks, step, previous), wanted), priors), query)
+            self.note(_rows(_as_before(tasks, step, previous), wanted), priors, query)
         return step
 
-    def note(self, adapted: Tensor, start: Tensor, query: Tensor) -> None:
-        """Keep of the logits [n, N] before n events what is looked for: query [n, Q] rows."""
-        lists = (best_rows(logits, LISTED)[0] for logits in (adapted, start))
-        self._noted.append(Noted(query_ranks(adapted, query), query_ranks(start, query), *lists))
+    def note(self, tasks: TaskBatch, priors: Tensor, query: Tensor) -> None:
+        """Keep where query rows [n, Q] stand before n events, and what would be listed."""
+        adapted, start = self.logits(tasks, priors)
+        top = self.rank(tasks, priors, LISTED)
+        ranks = query_ranks(adapted, query), query_ranks(start, query)
+        self._noted.append(Noted(*ranks, top.items, best_rows(start, LISTED)[0], torch.sigmoid(top.logits)))
 
 
 def _rows(tasks: TaskBatch, rows: Tensor) -> TaskBatch:

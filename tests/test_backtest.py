@@ -35,8 +35,16 @@ def test_the_stream_is_judged_and_the_referees_file_agrees_with_the_figures(
     data: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scores = tmp_path / "scores.npz"
+    report, logs = tmp_path / "report", tmp_path / "logs"
     arguments = (data[0], "--items", data[1], "--peers", "popular,item-knn", "--referee-scores", scores)
-    found = backtest(*arguments, capsys=capsys, monkeypatch=monkeypatch)
+    written_too = ("--out", report, "--tensorboard", logs)
+    found = backtest(*arguments, *written_too, capsys=capsys, monkeypatch=monkeypatch)
+    page = (report / "report.html").read_text()
+    assert found["headline"][0] in page, "words first"
+    assert page.count("<svg") == 4
+    assert not any(word in page for word in ("<script", "<link", "src=", "@import")), "nothing is loaded from elsewhere"
+    assert json.loads((report / "report.json").read_text()) == found
+    assert {path.name for path in logs.iterdir()} == set(found["overall"])
     assert set(found["overall"]) == {"adapted", "start", "popular", "item-knn"}
     assert found["overall"]["adapted"]["set_ndcg"][0] > found["overall"]["popular"]["set_ndcg"][0] > 0
     assert found["headline"]
