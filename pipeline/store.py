@@ -45,30 +45,38 @@ ACCEPT_GAP = """UPDATE innerloop.stream_position SET next_offset = %s, skipped =
     WHERE topic = %s AND partition = %s AND next_offset = %s"""
 INSERT_DEAD_LETTERS = """INSERT INTO innerloop.dead_letters
     (topic, partition, "offset", reason, detail, key, payload, sha256, record_time) VALUES %s ON CONFLICT DO NOTHING"""
-INCOMING = """CREATE TEMPORARY TABLE IF NOT EXISTS incoming_users
-    (LIKE innerloop.user_state INCLUDING DEFAULTS) ON COMMIT DELETE ROWS"""
+# What is copied comes into tables of the session first: a client that stops amid a COPY cannot be timed out by the
+# server, and must not hold a lock on what others write meanwhile.
+INCOMING = "".join(
+    f"CREATE TEMPORARY TABLE IF NOT EXISTS incoming_{name} "
+    f"(LIKE innerloop.{name} INCLUDING DEFAULTS) ON COMMIT DELETE ROWS;"
+    for name in ("user_state", "event_ids", "seen_items", "prequential")
+)
 STATE_COLUMNS = (
     "user_id", "partition", "last_offset", "num_events", "num_applied", "support_items", "support_types", "adapter",
     "track", "adapter_events", "adapter_use", "meta_version", "top_items", "top_scores", "recent_ids", "recent_bodies",
     "recent_seen", "num_seen",
 )  # fmt: skip
-COPY_USERS = f"COPY incoming_users ({', '.join(STATE_COLUMNS)}) FROM STDIN (FORMAT binary)"
+COPY_USERS = f"COPY incoming_user_state ({', '.join(STATE_COLUMNS)}) FROM STDIN (FORMAT binary)"
 # In one order of users everywhere, so that two transactions cannot wait for each other.
 MERGE_USERS = f"""INSERT INTO innerloop.user_state ({", ".join(STATE_COLUMNS)}, updated_at)
-    SELECT {", ".join(STATE_COLUMNS)}, clock_timestamp() FROM incoming_users ORDER BY user_id
+    SELECT {", ".join(STATE_COLUMNS)}, clock_timestamp() FROM incoming_user_state ORDER BY user_id
     ON CONFLICT (user_id) DO UPDATE SET
     {", ".join(f"{name} = excluded.{name}" for name in STATE_COLUMNS[1:])}, updated_at = excluded.updated_at
     WHERE user_state.partition = excluded.partition"""  # noqa: S608 - constant column names
-COPY_EVENT_IDS = "COPY innerloop.event_ids (user_id, segment, ids, bodies) FROM STDIN (FORMAT binary)"
-COPY_SEEN_ITEMS = "COPY innerloop.seen_items (user_id, segment, items) FROM STDIN (FORMAT binary)"
+COPY_EVENT_IDS = "COPY incoming_event_ids (user_id, segment, ids, bodies) FROM STDIN (FORMAT binary)"
+COPY_SEEN_ITEMS = "COPY incoming_seen_items (user_id, segment, items) FROM STDIN (FORMAT binary)"
+TAKE_EVENT_IDS = "INSERT INTO innerloop.event_ids SELECT * FROM incoming_event_ids"
+TAKE_SEEN_ITEMS = "INSERT INTO innerloop.seen_items SELECT * FROM incoming_seen_items"
 TRIM_EVENT_IDS = """DELETE FROM innerloop.event_ids e USING unnest(%s::text[], %s::int[]) AS t (user_id, segment)
     WHERE e.user_id = t.user_id AND e.segment <= t.segment"""
 TRIM_SEEN_ITEMS = """DELETE FROM innerloop.seen_items s USING unnest(%s::text[], %s::int[]) AS t (user_id, segment)
     WHERE s.user_id = t.user_id AND s.segment <= t.segment"""
-COPY_PREQUENTIAL = """COPY innerloop.prequential
+COPY_PREQUENTIAL = """COPY incoming_prequential
     (topic, partition, first_offset, next_offset, recorded_at, meta_version, offsets, record_times, user_ids, item_nos,
     types, num_events, loss_adapted, loss_start, rank_adapted, rank_start, rank_popular, event_times, new_items, scenes,
     scene_names, applied_types) FROM STDIN (FORMAT binary)"""
+TAKE_PREQUENTIAL = "INSERT INTO innerloop.prequential SELECT * FROM incoming_prequential"
 LOAD_USERS = """SELECT user_id, partition, last_offset, num_events, num_applied, support_items, support_types, adapter,
     track, adapter_events, meta_version, recent_ids, recent_bodies, recent_seen, num_seen
     FROM innerloop.user_state WHERE user_id = ANY(%s)"""
@@ -216,18 +224,18 @@ class Store:
         topic = outcome.batch.advances[0].topic
         reach("before_transaction")
         with self.transaction() as cursor:
+            _copy_in(cursor, outcome, table)
             move_positions(cursor, outcome.batch.advances)
             write_dead_letters(cursor, outcome.batch.dead_letters)
             if len(outcome.slots):
-                cursor.copy_expert(COPY_USERS, states_copy(outcome, table))
                 cursor.execute(MERGE_USERS)
                 if cursor.rowcount != len(outcome.slots):
                     raise Fenced("a user of this batch was written in another partition meanwhile")
-            self._write_segments(cursor, outcome)
+            self._take_segments(cursor, outcome)
             _write_statistics(cursor, topic, outcome.statistics)
             _write_popular(cursor, topic, outcome.popular, outcome.version)
             if outcome.prequential.applied_types:
-                cursor.copy_expert(COPY_PREQUENTIAL, prequential_copy(outcome, recorded_at=time.time()))
+                cursor.execute(TAKE_PREQUENTIAL)
             reach("before_commit")
         reach("after_commit")
         _mark_saved(outcome.statistics)
@@ -269,14 +277,25 @@ class Store:
             for user_id, items in cursor.fetchall():
                 table.restore_seen(slot_of[user_id], items)
 
-    def _write_segments(self, cursor: psycopg2.extensions.cursor, outcome: Outcome) -> None:
-        for segments, copy, trim, horizon in (
-            (outcome.id_segments, COPY_EVENT_IDS, TRIM_EVENT_IDS, self._horizons[0]),
-            (outcome.seen_segments, COPY_SEEN_ITEMS, TRIM_SEEN_ITEMS, self._horizons[1]),
+    def _take_segments(self, cursor: psycopg2.extensions.cursor, outcome: Outcome) -> None:
+        for segments, take, trim, horizon in (
+            (outcome.id_segments, TAKE_EVENT_IDS, TRIM_EVENT_IDS, self._horizons[0]),
+            (outcome.seen_segments, TAKE_SEEN_ITEMS, TRIM_SEEN_ITEMS, self._horizons[1]),
         ):
             if segments.user_ids:
-                cursor.copy_expert(copy, segments_copy(segments))
+                cursor.execute(take)
                 cursor.execute(trim, (segments.user_ids, segments.expired(horizon)))
+
+
+def _copy_in(cursor: psycopg2.extensions.cursor, outcome: Outcome, table: UserTable) -> None:
+    """Copy what is large into the session's own tables; nothing that others wait for is locked yet."""
+    if len(outcome.slots):
+        cursor.copy_expert(COPY_USERS, states_copy(outcome, table))
+    for copy, segments in ((COPY_EVENT_IDS, outcome.id_segments), (COPY_SEEN_ITEMS, outcome.seen_segments)):
+        if segments.user_ids:
+            cursor.copy_expert(copy, segments_copy(segments))
+    if outcome.prequential.applied_types:
+        cursor.copy_expert(COPY_PREQUENTIAL, prequential_copy(outcome, recorded_at=time.time()))
 
 
 def _passes(error: psycopg2.Error) -> bool:

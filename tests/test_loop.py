@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import random
+import threading
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from typing import Any
 
@@ -14,6 +16,7 @@ import pytest
 import torch
 
 from models.encoder import HashedBagOfWords
+from pipeline import store
 from pipeline.adaptation import Adaptation, Types
 from pipeline.batching import LostRecords
 from pipeline.flood_gate import DeadLetterFlood
@@ -172,6 +175,51 @@ def test_a_worker_whose_partition_was_moved_by_another_writes_nothing(url: str, 
     with pytest.raises(Fenced):
         frozen.advance([chunk(records[100:300])])
     assert query(database.owner_url, STATE) == before
+
+
+class Stopped:
+    """A source of COPY that stops half-way, as the process of a frozen worker does, and goes on when told to."""
+
+    def __init__(self, rows: Any) -> None:
+        self.rows, self.reached, self.goes_on = rows, threading.Event(), threading.Event()
+
+    def read(self, size: int) -> bytes:
+        self.reached.set()
+        assert self.goes_on.wait(60)
+        found: bytes = self.rows.read(size)
+        return found
+
+
+@pytest.mark.parametrize("rows", ["states_copy", "prequential_copy"])
+def test_a_worker_that_stops_amid_copying_keeps_nobody_waiting(
+    url: str, database: Database, monkeypatch: pytest.MonkeyPatch, rows: str
+) -> None:
+    # The server never times a session out that is in a COPY, so no lock may be held there.
+    records = log(100)
+    frozen, heir = make_loop(url), make_loop(url)
+    assign(frozen)
+    assign(heir)
+    stopped: list[Stopped] = []
+    make = getattr(store, rows)
+
+    def stopping(*arguments: Any, **named: Any) -> Any:
+        if stopped:
+            return make(*arguments, **named)
+        stopped.append(Stopped(make(*arguments, **named)))
+        return stopped[0]
+
+    monkeypatch.setattr(store, rows, stopping)
+    with ThreadPoolExecutor(1) as thread:
+        late = thread.submit(frozen.advance, [chunk(records)])
+        while not (stopped and stopped[0].reached.wait(1)):
+            assert not late.done(), late.exception()
+        heir.stopping = True  # should it have to wait, it says so instead of trying again
+        heir.advance([chunk(records)])
+        written = query(database.owner_url, STATE)
+        stopped[0].goes_on.set()
+        with pytest.raises(Fenced):
+            late.result()
+    assert query(database.owner_url, STATE) == written
 
 
 def test_missing_offsets_are_counted_as_skipped(url: str, database: Database) -> None:
