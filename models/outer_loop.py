@@ -19,7 +19,7 @@ from models.calibration import calibrate
 from models.episodes import History, Interactions, earlier, following
 from models.factoring import centred
 from models.figures import interval, query_ranks, set_ndcg, user_means
-from models.item_fitting import part_matrices
+from models.item_fitting import PARTS, part_matrices
 from models.item_tables import assemble_items
 from models.learner_tuning import Learnt, Method, fit_learner
 from models.learners import HONEST
@@ -47,14 +47,17 @@ def meta_train(
     seed: int = 0,
     support_size: int = 60,
     method: Method = Method(),  # noqa: B008  # a constant of strings
+    beginning: MetaParameters | None = None,
     progress: Progress | None = None,
 ) -> tuple[MetaParameters, dict[str, Any]]:
     """Fit everything on interactions; rows of `text_embeddings` [N, T] and `item_ids` are the items' rows.
 
     Item rows must be in the bytes order of their ids. Beyond MAX_ITEMS the most popular are fitted, the others are new
     items to the ranker; the report says so. `progress(stage, done, total)` is called as stages advance.
-    `method` says what adapts a user, and is switched off where it does not pay. Raises ValueError without an
-    interaction, and for a method that does not exist.
+    `method` says what adapts a user, and is switched off where it does not pay. `beginning` is an earlier version to
+    start warm from: the search for part weights begins at its, and where too few users are left to validate on, its
+    weights, calibration and inner settings stay. Tables are always fitted anew: that takes seconds, and old ones would
+    hold on to what has changed. Raises ValueError without an interaction, and for a method that does not exist.
     """
     if len(interactions) == 0:
         raise ValueError("there is nothing to learn from: no positive interaction")
@@ -62,7 +65,7 @@ def meta_train(
     interactions, kept = _most_popular(interactions)
     text_embeddings, item_ids = text_embeddings[kept], tuple(item_ids[row] for row in kept.tolist())
     window = Window(interactions, text_embeddings, item_ids, encoder, seed, support_size)
-    choices, report = _validate(window, method.checked(), tell)
+    choices, report = _validate(window, method.checked(), beginning, tell)
     tell("fit tables on everything", 0, 1)
     parameters = fit(window, choices)
     tell("fit tables on everything", 1, 1)
@@ -81,23 +84,29 @@ def _most_popular(interactions: Interactions) -> tuple[Interactions, Tensor]:
     return replace(chosen, items=number[chosen.items], num_items=MAX_ITEMS), kept
 
 
-def _validate(window: Window, method: Method, tell: Progress) -> tuple[Choices, dict[str, Any]]:
+def _validate(
+    window: Window, method: Method, beginning: MetaParameters | None, tell: Progress
+) -> tuple[Choices, dict[str, Any]]:
     """Choose weights, inner step and calibration on users whose first event comes after the earlier part."""
     interactions, seed = window.interactions, window.seed
     repeats = _repeat_share(interactions)
     cut, unseen = _split(interactions)
     num_users = len(torch.unique(interactions.users[unseen]))
     report: dict[str, Any] = {"repeat_share": round(repeats, 4), "validation_users": num_users, "fitted_events": cut}
-    neutral = Choices(
-        weights=torch.tensor(INITIAL_WEIGHTS),
-        tuned=inner_tuning.OFF,
-        gate=gate_tuning.DEFAULT,
-        calibration=torch.tensor([[1.5, -7.0]]).repeat(popularity.NUM_BUCKETS, 1),
-        moments=popularity_moments(interactions),
-        recommend_seen=repeats >= REPEAT_SHARE,
+    neutral = _warmed(
+        Choices(
+            weights=torch.tensor(INITIAL_WEIGHTS),
+            tuned=inner_tuning.OFF,
+            gate=gate_tuning.DEFAULT,
+            calibration=torch.tensor([[1.5, -7.0]]).repeat(popularity.NUM_BUCKETS, 1),
+            moments=popularity_moments(interactions),
+            recommend_seen=repeats >= REPEAT_SHARE,
+        ),
+        beginning,
     )
     if num_users < MIN_VALIDATION_USERS:
-        return neutral, {**report, "inner_step": "off: too few validation users"}
+        inner = "as in the version begun from" if neutral.tuned.pays else "off"
+        return neutral, {**report, "inner_step": f"{inner}: too few validation users"}
     tell("fit tables on the earlier part", 0, 1)
     early = window.before(cut)
     matrices = centred(part_matrices(early.interactions))
@@ -135,6 +144,22 @@ def _validate(window: Window, method: Method, tell: Progress) -> tuple[Choices, 
         moments=moments,
     )
     return choices, report
+
+
+def _warmed(neutral: Choices, beginning: MetaParameters | None) -> Choices:
+    """Choices before validation: those of the version begun from, where it has the same parts."""
+    if beginning is None or beginning.parts != PARTS:
+        return neutral
+    tuned = neutral.tuned
+    if beginning.learner == HONEST and beginning.use_inner_step:
+        tuned = replace(
+            tuned,
+            tau=beginning.tau,
+            discount=beginning.discount,
+            precision=float(beginning.precision.mean()),
+            pays=True,
+        )
+    return replace(neutral, weights=beginning.part_weights, calibration=beginning.calibration, tuned=tuned)
 
 
 def _adaptation(

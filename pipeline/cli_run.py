@@ -28,6 +28,7 @@ def register(app: typer.Typer) -> None:
     app.command()(migrate)
     app.command("meta-train")(meta_train)
     app.command()(worker)
+    app.command()(trainer)
     app.command()(config)
 
 
@@ -208,6 +209,32 @@ def worker() -> None:
     from pipeline.settings import Settings
 
     raise typer.Exit(streaming.run(Settings.load()))
+
+
+def trainer(
+    once: Annotated[bool, typer.Option("--once", help="End when nothing is left to do; for cron.")] = False,
+) -> None:
+    """Run a trainer: requests become challengers, challengers canaries.
+
+    In the foreground; start any number of them, one works on a request. Needs the writer's login.
+
+    For a request (the monitor makes them) it tries earlier versions first; if none fits again, it meta-trains on the
+    request's window of the topic, beginning from the live version, without users who asked to be forgotten. A
+    challenger is judged against the live version on later events, both replayed by the worker's own code; one that is
+    shown to be better, and worse in no segment, becomes a canary. `innerloop models list` tells how it went.
+
+    Prints one line {"event": "ready", …} on stdout. SIGTERM gives the request in hand back and ends with 0; killed, its
+    request is taken over by another trainer within a minute.
+
+    \b
+    Examples:
+      innerloop trainer
+      innerloop trainer --once
+    """
+    from pipeline import trainer as training
+    from pipeline.settings import Settings
+
+    raise typer.Exit(training.run(Settings.load(), once=once))
 
 
 def config(json: AsJson = False) -> None:

@@ -7,12 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from models.encoder import TextEncoder, resolve_encoder
 from models.episodes import Interactions
 from models.learner_tuning import Method
+from models.meta_parameters import MetaParameters
 from models.outer_loop import meta_train
 from pipeline import registry, training_data
 from pipeline.adaptation import Types
@@ -76,34 +79,68 @@ def run(
     check_role(engine, "writer")
     with stages() as progress:
         window = _window(settings, interactions_file, mapping_file, progress)
-        columns = training_data.numbered(window)
-        texts = _texts(settings, items_file)
-        encoder = resolve_encoder(settings.encoder, device=settings.device)
-        embeddings = _embeddings(encoder, columns.item_ids, texts, settings.home, progress)
-        parameters, report = meta_train(
-            _interactions(columns),
-            embeddings,
-            item_ids=columns.item_ids,
-            encoder=encoder.name,
-            seed=seed,
-            support_size=settings.support_size,
-            method=method,
-            progress=progress,
-        )
-    provenance = _provenance(settings, interactions_file, columns, seed)
+        learnt = learn(settings, window, _texts(settings, items_file), seed=seed, method=method, progress=progress)
+    columns = learnt.columns
     registered = registry.register(
-        engine, Artefacts(settings.artefacts_place()), parameters, metrics=report, provenance=provenance
+        engine,
+        Artefacts(settings.artefacts_place()),
+        learnt.parameters,
+        metrics=learnt.report,
+        provenance=provenance(settings, interactions_file, columns, seed),
     )
     engine.dispose()
-    num_events, num_items = len(columns.users), len(columns.item_ids)
-    return Trained(
-        registered, num_events, columns.num_users, num_items, dict(window.rejected), report, time.monotonic() - started
+    counts = len(columns.users), columns.num_users, len(columns.item_ids)
+    return Trained(registered, *counts, dict(window.rejected), learnt.report, time.monotonic() - started)
+
+
+@dataclass(frozen=True)
+class Learnt:
+    """Parameters, what validation found, and what they were learnt from."""
+
+    parameters: MetaParameters
+    report: dict[str, Any]
+    columns: Columns
+
+
+def learn(
+    settings: Settings,
+    window: Window,
+    texts: dict[str, str],
+    *,
+    progress: Stages,
+    seed: int = 0,
+    method: Method = Method(),  # noqa: B008  # a constant of strings
+    beginning: MetaParameters | None = None,
+) -> Learnt:
+    """Encode the texts and meta-train on a window. Raises NothingToLearn."""
+    columns = training_data.numbered(window)
+    encoder = resolve_encoder(settings.encoder, device=settings.device)
+    parameters, report = meta_train(
+        _interactions(columns),
+        _embeddings(encoder, columns.item_ids, texts, settings.home, progress),
+        item_ids=columns.item_ids,
+        encoder=encoder.name,
+        seed=seed,
+        support_size=settings.support_size,
+        method=method,
+        beginning=beginning,
+        progress=progress,
     )
+    return Learnt(parameters, report, columns)
+
+
+def method_of(parameters: MetaParameters) -> Method:
+    """Return how a version adapts its users."""
+    return Method(parameters.learner, parameters.adapter)
+
+
+def weight_of_types(settings: Settings) -> NDArray[np.float32]:
+    """Return the weight by type code; 0 for what is not a positive."""
+    types = Types.of({name: (kind.label, kind.weight) for name, kind in settings.event_types.items()})
+    return types.weight * types.positive
 
 
 def _window(settings: Settings, path: str | None, mapping_file: Path | None, progress: Stages) -> Window:
-    types = Types.of({name: (kind.label, kind.weight) for name, kind in settings.event_types.items()})
-    weight_of = types.weight * types.positive
     # A topic is read as its workers read it; a file brings its own mapping.
     chosen = mapping_file or (None if path else settings.mapping)
     mapping = load_mapping(chosen) if chosen else None
@@ -112,7 +149,9 @@ def _window(settings: Settings, path: str | None, mapping_file: Path | None, pro
     else:
         events = training_data.events_of_topic(settings.broker_address(), settings.topic_interactions, mapping)
     # How many there will be is not known before they are read.
-    window = training_data.collect(events, weight_of, lambda done: progress("read events", done, done + 1))
+    window = training_data.collect(
+        events, weight_of_types(settings), lambda done: progress("read events", done, done + 1)
+    )
     progress("read events", len(window.users), len(window.users))
     return window
 
@@ -147,7 +186,8 @@ def _interactions(columns: Columns) -> Interactions:
     )
 
 
-def _provenance(settings: Settings, path: str | None, columns: Columns, seed: int) -> dict[str, Any]:
+def provenance(settings: Settings, path: str | None, columns: Columns, seed: int) -> dict[str, Any]:
+    """Return where a version came from, for its row; without a path it is the topic."""
     return {
         # A name and no path: the row is read by people who do not share this machine.
         "interactions": Path(path).name if path else f"topic {settings.topic_interactions}",

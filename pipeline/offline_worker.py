@@ -9,6 +9,7 @@ Letters: E events, Q query slots, N catalogue items, k list slots.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from copy import copy, deepcopy
 from dataclasses import dataclass, fields, replace
 from itertools import islice
 from typing import Any, NamedTuple
@@ -16,6 +17,7 @@ from zlib import crc32
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from models.figures import query_ranks
@@ -154,6 +156,31 @@ class OfflineWorker:
             user: [ids[number] for number in row[:length].tolist()]
             for user, row, length in zip(users, rows, lengths.tolist(), strict=True)
         }
+
+    def successor(
+        self,
+        parameters: MetaParameters,
+        items: Sequence[ListedItem],
+        embeddings: Tensor,
+        state_map: NDArray[np.float64] | None,
+    ) -> OfflineWorker:
+        """Another worker that goes on from here under another version, as one does after a swap.
+
+        States are carried over by `state_map` [F, F of the other], or begin anew; this worker stays as it is.
+        """
+        other = copy(self)
+        other.table, other.positions = deepcopy(self.table), dict(self.positions)
+        other.catalogue = build_catalogue(self.catalogue.snapshot, items, embeddings, parameters)
+        other.catalogue.number(self.catalogue.number_of)
+        other.ranker = type(self.ranker)(parameters, other.catalogue.tables)
+        other.adaptation = self.adaptation.beside()
+        other.adaptation.table, other.adaptation.statistics = other.table, deepcopy(self.adaptation.statistics)
+        for statistics in other.adaptation.statistics.values():
+            statistics.half_life = parameters.half_life
+        version = self.adaptation.version
+        maps = {} if state_map is None else {version: state_map}
+        other.adaptation.activate(version + 1, other.ranker, other.catalogue, maps)
+        return other
 
     def partition_of(self, user_id: str) -> int:
         """Where a user lives: by a hash of the id, as Kafka's partitioners do (not the same one)."""

@@ -22,12 +22,18 @@ from models.meta_parameters import MetaParameters
 from models.state_map import state_map
 from pipeline.artefacts import ArtefactMissing, Artefacts
 from pipeline.failpoints import reach
+from schemas.errors import ConfigurationError
 from schemas.tables import artefact_writes, meta_versions, state_maps
 
 # Advisory, of the session: the first of two concurrent registrations becomes live, and nobody collects between them.
 REGISTRATION_LOCK = 0x696E_6E65_726C_7270
+ArtefactRefused = checkpoint.ArtefactRefused
 # Why a version cannot be given to workers, or returned to.
-UNREADABLE = (ArtefactMissing, checkpoint.ArtefactRefused)
+UNREADABLE = (ArtefactMissing, ArtefactRefused)
+
+
+class OtherEncoder(ConfigurationError):
+    """A version expects texts encoded by another model: set INNERLOOP_ENCODER, or run `innerloop meta-train`."""
 
 
 class NoLiveVersion(Exception):
@@ -133,6 +139,15 @@ def load(engine: Engine, artefacts: Artefacts, version: int) -> MetaParameters:
     except ArtefactMissing as missing:
         raise ArtefactMissing(f"meta version {version}: {missing}") from None
     return checkpoint.from_bytes(payload, sha256=sha256)
+
+
+def require_encoder(parameters: MetaParameters, encoder: str) -> None:
+    """Raise OtherEncoder unless the version was trained on texts encoded by this one."""
+    if encoder != parameters.encoder:
+        raise OtherEncoder(
+            f"the version was trained on texts encoded by {parameters.encoder}, INNERLOOP_ENCODER is {encoder}: "
+            "set the same encoder, or run `innerloop meta-train` again"
+        )
 
 
 def map_states(engine: Engine, artefacts: Artefacts, source: int, target: int) -> None:

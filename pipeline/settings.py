@@ -82,6 +82,10 @@ class Settings(BaseSettings):
     dead_letter_limit: float = Field(0.5, gt=0, le=1, description="share of dead letters that stops a worker")
     dead_letter_window: int = Field(1000, ge=1, description="events over which that share is taken")
     session_timeout_seconds: float = Field(6.0, gt=0, le=300, description="Kafka session timeout; Kafka wants ≥ 6")
+    trainer_holdout: float = Field(
+        0.2, gt=0, lt=1, description="share of a request's window, its end, kept from training to judge on"
+    )
+    trainer_attempts: int = Field(5, ge=1, description="trainers that may die on a request before it is given up")
     promote_events: int = Field(2000, ge=1, description="later events that a challenger is judged on at least")
     promote_users: int = Field(100, ge=1, description="users that they come from at least")
     canary_share: float = Field(0.05, gt=0, le=1, description="share of the partitions of a canary; one at least")

@@ -112,14 +112,19 @@ def beginning_offsets(broker: str, topic: str) -> dict[int, int]:
         return {tp.partition: offset for tp, offset in consumer.beginning_offsets(partitions).items()}
 
 
-def read_topic(broker: str, topic: str, *, progress: Callable[[int], None] | None = None) -> Iterator[Record]:
+def read_topic(
+    broker: str, topic: str, *, since_ms: int | None = None, progress: Callable[[int], None] | None = None
+) -> Iterator[Record]:
     """Yield every record between the beginning and the end found at the start, in order within a partition.
 
-    Records written meanwhile are left out, so that reading a busy topic ends. `progress` gets the records read so far.
+    With `since_ms` those before the first of that Kafka time are passed over, by the broker's index of times. Records
+    written meanwhile are left out, so that reading a busy topic ends. `progress` gets the records read so far.
     """
     ends = end_offsets(broker, topic)
     with _consuming(broker, topic) as (consumer, partitions):
         consumer.seek_to_beginning(*partitions)
+        if since_ms is not None:
+            _seek_to_time(consumer, partitions, since_ms, ends)
         open_partitions = {tp for tp in partitions if consumer.position(tp) < ends[tp.partition]}
         num_read = 0
         while open_partitions:
@@ -132,6 +137,13 @@ def read_topic(broker: str, topic: str, *, progress: Callable[[int], None] | Non
                 progress(num_read)
             # The position, not the last record: the last offsets may be markers that hold no record.
             open_partitions = {tp for tp in open_partitions if consumer.position(tp) < ends[tp.partition]}
+
+
+def _seek_to_time(
+    consumer: KafkaConsumer, partitions: list[TopicPartition], since_ms: int, ends: Mapping[int, int]
+) -> None:
+    for tp, found in consumer.offsets_for_times(dict.fromkeys(partitions, since_ms)).items():
+        consumer.seek(tp, ends[tp.partition] if found is None else found.offset)
 
 
 def _high_watermark(consumer: KafkaConsumer, tp: TopicPartition, listed: int) -> int:

@@ -16,7 +16,7 @@ from pipeline.produce import interaction_record
 from pipeline.topics import Record, read_topic
 from schemas.errors import ConfigurationError
 from schemas.event_types import CODES
-from schemas.events import CatalogueItem, Interaction, Rejected, parse_interaction, parse_item
+from schemas.events import CatalogueItem, Erasure, Interaction, Rejected, parse_erasure, parse_interaction, parse_item
 from schemas.mapping import Mapping
 
 Count = Callable[[int], None]
@@ -116,6 +116,40 @@ def events_of_topic(broker: str, topic: str, mapping: Mapping | None) -> Iterato
     """Read the topic as it is now, from its beginning, by the worker's decoder."""
     for record in read_topic(broker, topic):
         yield parse_interaction(record.key, record.value, record.timestamp_ms, mapping=mapping)
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """A decoded record with Kafka's own time."""
+
+    timestamp_ms: int
+    event: Interaction | Rejected
+
+
+def window_of_topic(
+    broker: str, topic: str, mapping: Mapping | None, *, since_ms: int, erased: dict[str, int], progress: Count
+) -> list[Recorded]:
+    """Read the topic from a Kafka time on, by the worker's decoder, in the order of Kafka's times.
+
+    What users did before they asked to be forgotten (`erased`: Kafka time by user) is left out.
+    """
+    found = []
+    for record in read_topic(broker, topic, since_ms=since_ms, progress=progress):
+        event = parse_interaction(record.key, record.value, record.timestamp_ms, mapping=mapping)
+        gone = isinstance(event, Interaction) and record.timestamp_ms <= erased.get(event.user_id, -1)
+        if record.timestamp_ms >= since_ms and not gone:
+            found.append(Recorded(record.timestamp_ms, event))
+    return sorted(found, key=lambda recorded: recorded.timestamp_ms)
+
+
+def erasures_of_topic(broker: str, topic: str) -> dict[str, int]:
+    """Return for each user who asked to be forgotten the Kafka time of the last such wish."""
+    found: dict[str, int] = {}
+    for record in read_topic(broker, topic):
+        erasure = parse_erasure(record.key, record.value, record.timestamp_ms)
+        if isinstance(erasure, Erasure):
+            found[erasure.user_id] = max(record.timestamp_ms, found.get(erasure.user_id, 0))
+    return found
 
 
 def texts_of_file(path: str) -> dict[str, str]:

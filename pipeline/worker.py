@@ -324,11 +324,7 @@ def _embeddings(settings: Settings) -> Callable[[Any, MetaParameters], torch.Ten
         if not encoders:
             encoders.append(resolve_encoder(settings.encoder, device=settings.device))
         encoder = encoders[0]
-        if encoder.name != parameters.encoder:
-            raise ConfigurationError(
-                f"the live version was trained on texts encoded by {parameters.encoder}, INNERLOOP_ENCODER="
-                f"{settings.encoder} is {encoder.name}: set the same encoder, or run `innerloop meta-train` again"
-            )
+        registry.require_encoder(parameters, encoder.name)
         return cached_embeddings(encoder, texts, settings.home / "cache").to(settings.device)
 
     return embed

@@ -139,3 +139,18 @@ def test_lists_name_items_by_their_ids() -> None:
     assert len(lists) == 6
     assert len(lists["u1"]) == 10
     assert not had & set(lists["u1"])
+
+
+def test_a_successor_under_the_same_version_goes_on_as_if_nothing_had_changed_and_disturbs_nobody() -> None:
+    events = decoded(log(900))
+    one, undisturbed = worker(num_partitions=2), worker(num_partitions=2)
+    for each in (one, undisturbed):
+        list(each.replay(events[:600], batch_events=100))
+    items = [ListedItem(item_id, number, f"text of {item_id}", True, True) for number, item_id in enumerate(ITEMS, 1)]
+    embeddings = HashedBagOfWords(16).encode([item.text for item in items])
+    same = one.successor(PARAMETERS, items, embeddings, np.eye(16))
+    afresh = one.successor(PARAMETERS, items, embeddings, None)
+    figures = [judged(list(each.replay(events[600:], batch_events=100))) for each in (same, afresh, one, undisturbed)]
+    np.testing.assert_array_equal(figures[0], figures[3])
+    np.testing.assert_array_equal(figures[2], figures[3])
+    assert not np.array_equal(figures[1], figures[3]), "without a map states begin anew"

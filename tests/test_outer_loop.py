@@ -109,6 +109,20 @@ def test_with_few_users_nothing_is_chosen_and_the_inner_step_is_off() -> None:
     assert "too few" in str(report["inner_step"])
 
 
+def test_with_few_users_a_warm_start_keeps_what_was_chosen_before_and_fits_the_tables_anew() -> None:
+    interactions = clustered(12)
+    cold, _ = trained(interactions)
+    weights = cold.part_weights * torch.linspace(0.5, 1.5, cold.part_weights.shape[1])
+    before = dataclasses.replace(
+        cold, part_weights=weights, use_inner_step=True, discount=0.9, calibration=cold.calibration * 2
+    )
+    warm, report = meta_train(interactions, texts(), item_ids=item_ids(), encoder="test", beginning=before)
+    assert torch.equal(warm.part_weights, weights)
+    assert torch.equal(warm.calibration, before.calibration)
+    assert (warm.use_inner_step, warm.discount) == (True, 0.9)
+    assert str(report["inner_step"]).startswith("as in the version begun from")
+
+
 def test_one_event_is_enough_and_none_is_refused() -> None:
     interactions = clustered(12)
     parameters, _ = trained(interactions.select(torch.arange(1)))

@@ -1,6 +1,7 @@
 """What meta-training reads is what a worker would have applied."""
 
 import json
+import time
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,10 @@ from pipeline import topics, training_data
 from pipeline.adaptation import Types
 from pipeline.feeding import feed
 from pipeline.lines import open_source
+from pipeline.outbox import Outbox
 from pipeline.produce import Pace, interaction_record
 from pipeline.training_data import NothingToLearn, Window
+from schemas.events import Interaction
 from tests.brokers import Tansu
 
 START_MS = 1_700_000_000_000
@@ -93,3 +96,32 @@ def test_the_last_text_of_an_item_wins_and_a_withdrawn_item_keeps_its_own(tmp_pa
     items = [{"item_id": "a", "text": "old"}, {"item_id": "a", "text": "new", "available": False}, {"item_id": "b"}]
     file.write_text("\n".join(json.dumps(item) for item in items))
     assert training_data.texts_of_file(str(file)) == {"a": "new"}
+
+
+def test_a_window_holds_the_records_of_its_time_without_what_erased_users_did_before(broker: Tansu) -> None:
+    topics.ensure_topics(broker.address, {"interactions": {}, "erasures": {}}, 2)
+
+    def send(topic: str, user: str, value: str) -> None:
+        with Outbox(broker.address, topic) as outbox:
+            outbox.send(0, user.encode(), value.encode())
+        time.sleep(0.01)
+
+    for number, user in enumerate(["u1", "u2", "u3"]):
+        send("interactions", user, event(number, user_id=user, v=1))
+    since = time.time_ns() // 1_000_000
+    for number, user in enumerate(["u1", "u2"]):
+        send("interactions", user, event(10 + number, user_id=user, v=1))
+    send("erasures", "u1", json.dumps({"v": 1, "user_id": "u1", "requested_at": START_MS}))
+    send("interactions", "u1", event(20, user_id="u1", v=1))
+    erased = training_data.erasures_of_topic(broker.address, "erasures")
+    assert list(erased) == ["u1"]
+
+    def found(since_ms: int) -> list[str]:
+        window = training_data.window_of_topic(
+            broker.address, "interactions", None, since_ms=since_ms, erased=erased, progress=lambda _: None
+        )
+        return [one.event.event_id for one in window if isinstance(one.event, Interaction)]
+
+    assert found(0) == ["e1", "e2", "e11", "e20"]
+    assert found(since) == ["e11", "e20"]
+    assert found(since + 10**7) == []

@@ -64,7 +64,7 @@ class Deployment:
     def make_topics(self) -> None:
         topics.ensure_topics(self.broker, {TOPIC: {}, "items": topics.COMPACTED, "erasures": {}}, NUM_PARTITIONS)
 
-    def worker(self, name: str = "worker", **settings: object) -> Worker:
+    def worker(self, name: str = "worker", **settings: Any) -> Worker:
         return Worker(self, name, **settings)
 
     def publish(self, database: Database | None = None) -> None:
@@ -150,8 +150,9 @@ class Launcher:
         command = [sys.executable, "-m", "tests.laws.launcher"]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT)
 
-    def start(self, environment: Mapping[str, str], out: pathlib.Path, log: pathlib.Path) -> int:
-        return int(self._ask("start " + json.dumps({"environment": environment, "out": str(out), "log": str(log)})))
+    def start(self, words: Sequence[str], environment: Mapping[str, str], out: pathlib.Path, log: pathlib.Path) -> int:
+        request = {"words": words, "environment": environment, "out": str(out), "log": str(log)}
+        return int(self._ask("start " + json.dumps(request)))
 
     def poll(self, process_id: int) -> int | None:
         answer = self._ask(f"poll {process_id}")
@@ -170,16 +171,18 @@ class Launcher:
 
 
 class Worker:
-    """One worker process; its two outputs are kept in files of the deployment's home."""
+    """One process, a worker by default; its two outputs are kept in files of the deployment's home."""
 
-    def __init__(self, deployment: Deployment, name: str, **settings: object) -> None:
+    def __init__(
+        self, deployment: Deployment, name: str, *, words: Sequence[str] = ("worker",), **settings: Any
+    ) -> None:
         kept = {key: value for key, value in os.environ.items() if not key.startswith("INNERLOOP_")}
         self._out, self._log = deployment.home / f"{name}.out", deployment.home / f"{name}.log"
         self._out.touch()
         self._log.touch()
         self._launcher = deployment.launcher
         self._code: int | None = None
-        self.process_id = self._launcher.start(kept | deployment.settings(**settings), self._out, self._log)
+        self.process_id = self._launcher.start(words, kept | deployment.settings(**settings), self._out, self._log)
 
     @property
     def log(self) -> str:
@@ -247,7 +250,7 @@ class Fleet:
 
     deployment: Deployment
     size: int = 2
-    settings: Mapping[str, object] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
     workers: list[Worker] = field(default_factory=list)
     ended: list[Worker] = field(default_factory=list)
     num_started: int = 0

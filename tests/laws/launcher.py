@@ -13,7 +13,8 @@ from typing import Any, NoReturn
 
 def main() -> None:
     import pipeline.cli
-    import pipeline.worker  # noqa: F401 - imported for the workers to come
+    import pipeline.trainer
+    import pipeline.worker  # noqa: F401 - imported for the processes to come
 
     for line in sys.stdin:
         command, _, argument = line.strip().partition(" ")
@@ -40,7 +41,7 @@ def _become_worker(request: dict[str, Any]) -> NoReturn:
         os.dup2(file, number)
     os.environ.clear()
     os.environ.update(request["environment"])
-    sys.argv = ["innerloop", "worker"]
+    sys.argv = ["innerloop", *request["words"]]
     try:
         cli.main()
     except SystemExit as end:
