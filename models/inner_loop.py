@@ -65,7 +65,11 @@ class InnerStep:
 
         The mean over users is taken off: the start errs alike for everybody, and only the rest says who a user is.
         """
-        return factors[targets] - prediction @ factors - self.residual_mean
+        return self.honest(factors[targets], prediction @ factors)
+
+    def honest(self, factors: Tensor, expected: Tensor) -> Tensor:
+        """Honest residual [U, F] of an item's factors [U, F] against the expected ones [U, F]."""
+        return factors - expected - self.residual_mean
 
     def _step(self, state: Tensor, state_events: Tensor) -> Tensor:
         return state / (self.weight(state_events)[:, None] * self.metric + self.precision) / self.tau

@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from models.adapters import adapter_named, context_of
 from models.candidate_losses import candidate_loss, draw_negatives
+from models.candidates import Candidates, Sampling, draw, predict
 from models.chains import Chains
 from models.gate import SERVED, Gate
 from models.inner_loop import InnerStep
@@ -129,6 +130,8 @@ class _Support(NamedTuple):
 class Ranker:
     """Meta-parameters over one catalogue."""
 
+    sampling = Sampling(from_items=5000, num=256)  # measured: `python -m tests.benchmarks inner-step`
+
     def __init__(self, parameters: MetaParameters, items: ItemTables) -> None:
         """Keep the learnt constants on the device of `items`."""
         device = items.vectors.device
@@ -141,6 +144,7 @@ class Ranker:
         num_items, dims = items.num_items, parameters.item_out.shape[1]
         columns = functional.pad(items.vectors.T, (0, _LINE - num_items % _LINE)).contiguous()
         self._out, self._factors = columns[:dims], columns[dims:]  # [D, W], [F, W]
+        self._item_factors = items.vectors[:, dims:].contiguous()
         self._parts = torch.arange(len(parameters.parts), device=device)
         ages = torch.arange(parameters.support_size - 1, -1, -1, dtype=torch.float32)
         self._decays = (parameters.part_decays[:, None] ** ages).to(device)
@@ -152,7 +156,8 @@ class Ranker:
         )
         known = items.trained_index >= 0
         events = parameters.item_events.to(device)[items.trained_index.clamp(min=0)]
-        self._negatives = draw_negatives(torch.where(known, events, 0.0))
+        self._item_events = torch.where(known, events, 0.0)
+        self._negatives = draw_negatives(self._item_events)
         self._inner = InnerStep(
             metric=parameters.metric.to(device),
             precision=parameters.precision.to(device),
@@ -184,12 +189,26 @@ class Ranker:
         adapted = self._adapted(start, self._deviation(tasks, priors)[0])
         return adapted[:, : self.items.num_items], start[:, : self.items.num_items]
 
-    def step(self, tasks: TaskBatch, priors: Tensor, targets: Tensor, previous: Tensor | None = None) -> Step:
+    def candidates(self, turn: int) -> Candidates | None:
+        """Candidates [C] that stand for the catalogue in `step` during a turn; None while it is small."""
+        if self.items.num_items < self.sampling.from_items:
+            return None
+        return draw(self._item_events.clamp(min=1.0), self.sampling.num, turn=turn)
+
+    def step(
+        self,
+        tasks: TaskBatch,
+        priors: Tensor,
+        targets: Tensor,
+        previous: Tensor | None = None,
+        candidates: Candidates | None = None,
+    ) -> Step:
         """Predict targets [U] (catalogue rows, -1 = no row) before learning from them.
 
         A target is ranked among the items that are not excluded, and itself. One call may hold several events of a
         user, oldest first: `previous` [U] then gives the row of the user's event before (-1 = none in this call), whose
         state after is used instead of `tasks.state`. That is possible because honest residuals need the start only.
+        With `candidates` [U, C], losses and residuals are taken over these; ranks are those in the catalogue always.
         """
         known, rows = targets >= 0, targets.clamp(min=0)
         support = self._support(tasks)
@@ -197,13 +216,14 @@ class Ranker:
         own = start.gather(1, rows[:, None])
         self._finish(start, support, tasks.excluded)
         _contest(start, rows, own)
-        prediction = torch.softmax(self._inner.tau * start, 1)
-        residual = self._inner.residual(prediction, self._factors.T, rows)
+        prediction = self._prediction(start, rows, candidates)
+        residual = self._inner.honest(self._item_factors[rows], self._expected(prediction, rows, candidates))
         chains = Chains(previous, known & torch.isfinite(residual).all(1))
         events = chains.counts(tasks.state_events)
         state, state_after = chains.carry(self._inner.discount, tasks.state, residual)
         adapted = self._adapted(start, self._inner_deviation(tasks, priors, state, events))
-        losses = _loss(torch.softmax(self._inner.tau * adapted, 1), rows, known), _loss(prediction, rows, known)
+        place = rows if candidates is None else torch.full_like(rows, prediction.shape[1] - 1)
+        losses = _loss(self._prediction(adapted, rows, candidates), place, known), _loss(prediction, place, known)
         track, track_after = chains.carry(self._gate.discount, tasks.track, (losses[1] - losses[0])[:, None])
         kept = self._kept(state_after, chains.counts_after(events), track_after)
         is_open = self._gate.is_open(track[:, 0])
@@ -271,6 +291,19 @@ class Ranker:
         self._finish(plain, support, tasks.excluded)
         return plain
 
+    def _prediction(self, logits: Tensor, rows: Tensor, candidates: Candidates | None) -> Tensor:
+        """Chance of every item [U, W], or of the candidates and last the items in rows [U, C + 1]."""
+        if candidates is None:
+            return torch.softmax(self._inner.tau * logits, 1)
+        scaled = self._inner.tau * logits.gather(1, torch.cat([candidates.columns, rows[:, None]], 1))
+        return predict(scaled[:, :-1], scaled[:, -1:], candidates, rows)
+
+    def _expected(self, prediction: Tensor, rows: Tensor, candidates: Candidates | None) -> Tensor:
+        """Mean factors [U, F] under a prediction."""
+        if candidates is None:
+            return prediction @ self._factors.T
+        return _weighted(self._item_factors[:, None], torch.cat([candidates.columns, rows[:, None]], 1), prediction)
+
     def _popular(self, tasks: TaskBatch, priors: Tensor, rows: Tensor) -> Tensor:
         """Popularity [U, N] as `_contest` leaves it."""
         popular = priors.index_select(0, tasks.prior_rows)
@@ -330,9 +363,9 @@ def _weighted(table: Tensor, entries: Tensor, shares: Tensor) -> Tensor:
     return summed.view(*entries.shape[:-1], -1)
 
 
-def _loss(prediction: Tensor, rows: Tensor, known: Tensor) -> Tensor:
-    """Cross-entropy [U] of a prediction [U, W], capped."""
-    mass = prediction.gather(1, rows[:, None])[:, 0]
+def _loss(prediction: Tensor, place: Tensor, known: Tensor) -> Tensor:
+    """Cross-entropy [U] of a prediction [U, …] of what stands in place [U], capped."""
+    mass = prediction.gather(1, place[:, None])[:, 0]
     return torch.where(known, -torch.log(mass.clamp(min=1e-30)), LOSS_LIMIT).clamp(max=LOSS_LIMIT)
 
 

@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from models.candidates import Candidates
 from models.item_tables import initial_counts
 from models.popularity import NUM_BUCKETS, bucket_of, priors
 from models.ranker import Ranker, TaskBatch, Top
@@ -78,6 +79,7 @@ class _Events:
     before: Before = field(init=False)
     prior_rows: Ints = field(init=False)
     priors: Tensor = field(init=False)
+    candidates: list[Candidates | None] = field(default_factory=list)
     losses: NDArray[np.float32] = field(init=False)
     ranks: Ints = field(init=False)
 
@@ -249,6 +251,7 @@ class Adaptation:
                 changed.add(partition)
             events.prior_rows[now] = len(blocks) * NUM_BUCKETS + buckets[now]
             blocks.append(self._prior(partition))
+            events.candidates.append(self.ranker.candidates(epoch // EPOCH))
             counted = now[events.positive[now]]
             statistics.add(buckets[counted], events.items[counted])
         if blocks:
@@ -288,7 +291,8 @@ class Adaptation:
             targets, previous = (
                 _padded(column, -1).to(tasks.support.device) for column in (rows[now], _previous(slots))
             )
-            step = self.ranker.step(tasks, events.priors, targets, previous)
+            candidates = _candidates_of(events.candidates, tasks.prior_rows // NUM_BUCKETS)
+            step = self.ranker.step(tasks, events.priors, targets, previous, candidates)
             # of a user's several states the last stays
             self.table.adapter[slots, : self.ranker.state_size] = step.state[:size].cpu().numpy()
             self.table.track[slots, : self.ranker.track_size] = step.track[:size].cpu().numpy()
@@ -373,6 +377,15 @@ class Adaptation:
         excluded.view(-1).index_fill_(0, torch.from_numpy(rows).to(device), -torch.inf)
         excluded[:, 1:].index_fill_(1, self._withdrawn, -torch.inf)
         return excluded[:, 1:]
+
+
+def _candidates_of(blocks: list[Candidates | None], block: Tensor) -> Candidates | None:
+    """Candidates [U, C] of the blocks [U] of priors that the users read; None for a small catalogue."""
+    drawn = [candidates for candidates in blocks if candidates is not None]
+    if not drawn:
+        return None
+    columns, correction = (torch.stack(column)[block] for column in zip(*drawn, strict=True))
+    return Candidates(columns, correction)
 
 
 def _previous(slots: Ints) -> Ints:

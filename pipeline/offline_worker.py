@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from models.candidates import Candidates
 from models.figures import query_ranks
 from models.item_tables import ItemTables
 from models.meta_parameters import MetaParameters
@@ -257,9 +258,16 @@ class Recorder(Ranker):
             return Noted(nothing, nothing, no_list, no_list, torch.zeros(0, LISTED))
         return Noted(*(torch.cat(column) for column in zip(*noted, strict=True)))
 
-    def step(self, tasks: TaskBatch, priors: Tensor, targets: Tensor, previous: Tensor | None = None) -> Step:
+    def step(
+        self,
+        tasks: TaskBatch,
+        priors: Tensor,
+        targets: Tensor,
+        previous: Tensor | None = None,
+        candidates: Candidates | None = None,
+    ) -> Step:
         """Predict, learn, and note the logits as they stood before each event; padding is at the end."""
-        step = super().step(tasks, priors, targets, previous)
+        step = super().step(tasks, priors, targets, previous, candidates)
         num = int((targets >= 0).sum())
         queries = np.stack(self._queries[:num])
         del self._queries[:num]

@@ -15,7 +15,9 @@ import psycopg2
 import pytest
 import torch
 
+from models.candidates import Sampling
 from models.encoder import HashedBagOfWords
+from models.ranker import Ranker
 from pipeline import store
 from pipeline.adaptation import Adaptation, Types
 from pipeline.batching import LostRecords
@@ -123,7 +125,11 @@ def sizes(seed: int, largest: int) -> Iterator[int]:
         yield draw.randint(1, largest)
 
 
-def test_the_same_log_gives_the_same_rows_however_it_is_cut(services: Any, url: str, database: Database) -> None:
+@pytest.mark.parametrize("from_items", [5000, 10], ids=["whole catalogue", "sampled candidates"])
+def test_the_same_log_gives_the_same_rows_however_it_is_cut(
+    from_items: int, services: Any, url: str, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Ranker, "sampling", Sampling(from_items, 12))
     records = log(2600)
     first = make_loop(url)
     assign(first)
