@@ -76,9 +76,13 @@ def earlier(history: History, values: Tensor, events: Tensor, num: int) -> Tenso
 
 
 def following(history: History, values: Tensor, events: Tensor, num: int) -> Tensor:
-    """The user's `num` values from each of `events` [U] on, its own first: [U, num], -1 where none."""
+    """The user's `num` values from each of `events` [U] on, its own first: [U, num], -1 where none.
+
+    They are a set: what comes again in it is -1 as well.
+    """
     offset = torch.arange(num)
     place = history.place[events][:, None] + offset
     found = values[history.order[place.clamp(max=len(history.order) - 1)]]
     inside = history.position[events][:, None] + offset < history.length[events][:, None]
-    return torch.where(inside, found, torch.full_like(found, -1))
+    again = (found[:, :, None] == found[:, None, :]).tril(-1).any(2)
+    return torch.where(inside & ~again, found, torch.full_like(found, -1))

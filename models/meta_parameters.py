@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from models import repeats
 from models.adapters import adapter_named
 from models.learners import HONEST, LEARNERS, RESIDUALS
 
@@ -58,6 +59,7 @@ class MetaParameters:
         text_map: [T + 1, D + P * D + F] ridge map from text embedding (and 1) to the item's vectors.
         part_decays: [P] weight kept per event of age.
         part_weights: [B, 1 + P] weight of position popularity, then of each part, by bucket of K.
+        repeat_profile: [A, C] what it is worth to have had an item, see `models.repeats`; zeros where nobody repeats.
         calibration: [B, 2] positive scale and offset from score to logit, by bucket of K.
         counts: [B, n] position-popularity counts at the end of the window.
 
@@ -95,6 +97,7 @@ class MetaParameters:
     text_map: Tensor
     part_decays: Tensor
     part_weights: Tensor
+    repeat_profile: Tensor
     calibration: Tensor
     counts: Tensor
 
@@ -162,6 +165,7 @@ class MetaParameters:
             "text_map": (self.text_map.shape[0], d + p * d + f),
             "part_decays": (p,),
             "part_weights": (NUM_BUCKETS, 1 + p),
+            "repeat_profile": repeats.SHAPE,
             "calibration": (NUM_BUCKETS, 2),
             "counts": (NUM_BUCKETS, n),
         }

@@ -14,11 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models import gate_tuning, inner_tuning, popularity
+from models import gate_tuning, inner_tuning, popularity, repeat_fitting
 from models.calibration import calibrate
 from models.episodes import History, Interactions, earlier, following
 from models.factoring import centred
 from models.figures import interval, query_ranks, set_ndcg, user_means
+from models.gate import Gate
 from models.item_fitting import PARTS, part_matrices
 from models.item_tables import assemble_items
 from models.learner_tuning import Learnt, Method, fit_learner
@@ -101,6 +102,7 @@ def _validate(
             calibration=torch.tensor([[1.5, -7.0]]).repeat(popularity.NUM_BUCKETS, 1),
             moments=popularity_moments(interactions),
             recommend_seen=repeats >= REPEAT_SHARE,
+            repeat_profile=repeat_fitting.OFF.profile,
         ),
         beginning,
     )
@@ -116,7 +118,13 @@ def _validate(
     weights = _weights(window, matrices, fitted, cut, unseen)
     ranker = _ranker(window, replace(fitted, part_weights=weights))
     del matrices
-    replay = replay_start(ranker, interactions, cut, unseen, lambda n, of: tell("replay the later part", n, of))
+    replaying = partial(tell, "replay the later part")
+    replay, again = replay_start(ranker, interactions, cut, unseen, replaying), repeat_fitting.OFF
+    if neutral.recommend_seen:
+        again = _repeats(window, replay)
+        weights = weights * again.temperatures[:, None]
+        ranker = _ranker(window, replace(fitted, part_weights=weights, repeat_profile=again.profile))
+        replay = replay_start(ranker, interactions, cut, unseen, replaying)
     tuned, learnt = _adaptation(method, window, ranker, replay, cut, tell)
     moments = prediction_moments(replay, tuned.tau)
     factors = ranker.items.vectors[:, -ranker.state_size :]
@@ -125,6 +133,7 @@ def _validate(
     report |= {
         "validation_events": len(replay.targets),
         "start_set_ndcg": interval(figures, seed=seed).as_list(),
+        "gain_of_repeats": again.gain.as_list(),
         "gain_of_inner_step": tuned.gain.as_list(),
         **method._asdict(),
         "inner_step": "on" if tuned.pays else "off: it does not pay on validation users",
@@ -142,6 +151,7 @@ def _validate(
         gate=judged.gate,
         calibration=calibrate(replay, seed=seed),
         moments=moments,
+        repeat_profile=again.profile,
     )
     return choices, report
 
@@ -159,7 +169,14 @@ def _warmed(neutral: Choices, beginning: MetaParameters | None) -> Choices:
             precision=float(beginning.precision.mean()),
             pays=True,
         )
-    return replace(neutral, weights=beginning.part_weights, calibration=beginning.calibration, tuned=tuned)
+    return replace(
+        neutral,
+        weights=beginning.part_weights,
+        repeat_profile=beginning.repeat_profile,
+        gate=Gate(beginning.gate_discount, beginning.gate_credit),
+        calibration=beginning.calibration,
+        tuned=tuned,
+    )
 
 
 def _adaptation(
@@ -198,6 +215,12 @@ def _repeat_share(interactions: Interactions) -> float:
     return 1.0 - distinct / len(interactions)
 
 
+def _repeats(window: Window, replay: Replay) -> repeat_fitting.Repeats:
+    interactions = window.interactions
+    support = earlier(History.of(interactions.users), interactions.items, replay.events, window.support_size)
+    return repeat_fitting.tune(replay, support, seed=window.seed)
+
+
 def _weights(window: Window, matrices: list[Tensor], fitted: MetaParameters, cut: int, unseen: Tensor) -> Tensor:
     """Part weights [B, 1 + P]: searched bucket by bucket where there are events to decide, initial ones elsewhere."""
     interactions = window.interactions
@@ -213,6 +236,8 @@ def _weights(window: Window, matrices: list[Tensor], fitted: MetaParameters, cut
             continue
         support = earlier(history, interactions.items, sample, window.support_size)
         query = following(history, interactions.items, sample, QUERY)
+        if fitted.recommend_seen:  # the parts find new items; that people return to the old ones is `models.repeats`'
+            query = torch.where((query[:, :, None] == support[:, None]).any(2), -1, query)
         gains = decays.expand(len(sample), -1, -1)
         prior = priors[bucket].expand(len(sample), -1)
         scored = scored_candidates(matrices, prior, support, gains, query, initial.expand(len(sample), -1))

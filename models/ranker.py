@@ -27,6 +27,7 @@ from models.item_tables import ItemTables
 from models.learners import HONEST, InnerSteps
 from models.meta_parameters import MetaParameters
 from models.popularity import bucket_of
+from models.repeats import bonuses, cells
 from models.top_items import best_rows, highest
 
 BONUS_SLOTS = 20
@@ -117,7 +118,7 @@ class _Support(NamedTuple):
     """What a support set says: vector [U, D], prior weight [U], and the shares of its neighbours.
 
     rows: [U, S] rows of the item tables. entries: [U, P, S] rows of the tables by part. shares: [U, P, S] the weight of
-    each entry in the logits.
+    each entry in the logits. repeats: [U, S] bonus of the row itself; None where the version knows none.
     """
 
     vector: Tensor
@@ -125,6 +126,7 @@ class _Support(NamedTuple):
     rows: Tensor
     entries: Tensor
     shares: Tensor
+    repeats: Tensor | None
 
 
 class Ranker:
@@ -145,6 +147,8 @@ class Ranker:
         columns = functional.pad(items.vectors.T, (0, _LINE - num_items % _LINE)).contiguous()
         self._out, self._factors = columns[:dims], columns[dims:]  # [D, W], [F, W]
         self._item_factors = items.vectors[:, dims:].contiguous()
+        profile = parameters.repeat_profile
+        self._repeats = profile.to(device) if bool(profile.any()) else None
         self._parts = torch.arange(len(parameters.parts), device=device)
         ages = torch.arange(parameters.support_size - 1, -1, -1, dtype=torch.float32)
         self._decays = (parameters.part_decays[:, None] ** ages).to(device)
@@ -257,7 +261,8 @@ class Ranker:
         weights = self._weights[bucket_of(tasks.num_events)]
         # a part that says nothing about a user (no support) has weight zero
         scale = torch.where(deviation > 0, weights[:, 1:] / deviation.clamp(min=1e-12), 0.0)[..., None]
-        return _Support((vectors * scale).sum(1), weights[:, 0], rows, entries, gains * scale)
+        repeats = bonuses(self._repeats, cells(tasks.support)) if self._repeats is not None else None
+        return _Support((vectors * scale).sum(1), weights[:, 0], rows, entries, gains * scale, repeats)
 
     def _plain(self, support: _Support, tasks: TaskBatch, priors: Tensor) -> Tensor:
         """Compute what the start gives to all items without the bonus list [U, W], nothing excluded."""
@@ -270,8 +275,8 @@ class Ranker:
     def _finish(self, plain: Tensor, support: _Support, excluded: Tensor) -> tuple[Tensor, Tensor]:
         """Exclude, and add the bonus list, in place; gives its items and bonuses [U, L] (not finite where none).
 
-        The bonus sums what the support's neighbours add beyond D dimensions; it is kept for the items that end up
-        highest.
+        The bonus sums what the support's neighbours add beyond D dimensions, and what repeats add to the support
+        itself; it is kept for the items that end up highest.
         """
         plain[:, : self.items.num_items] += excluded
         newest = support.rows[:, -BONUS_SUPPORT:].flatten()
@@ -279,6 +284,8 @@ class Ranker:
         values = _weighted(self.items.neighbour_values, entries, shares)
         neighbours = self.items.neighbour_items.index_select(0, newest).view(len(plain), -1)
         total = plain.scatter_add(1, neighbours, values.view(len(plain), -1))
+        if support.repeats is not None:
+            total.scatter_add_(1, support.rows, support.repeats)
         logits, items = highest(total, min(BONUS_SLOTS, total.shape[1]))
         bonus = logits - plain.gather(1, items)
         plain.scatter_(1, items, logits)

@@ -29,7 +29,7 @@ class Replay:
     """Predictions for E events in time order.
 
     Attributes:
-        start: [E, N] the start's logits before the event, -inf where the user had the item.
+        start: [E, N] the start's logits before the event, -inf where the user had the item and nobody repeats.
         targets: [E] the event's item.
         query: [E, Q] the items of this and the user's next events, -1 where none.
         users: [E].
@@ -85,9 +85,10 @@ def epochs(ranker: Ranker, interactions: Interactions, first: int) -> Iterator[t
 
 def tasks_before(ranker: Ranker, interactions: Interactions, history: History, events: Tensor) -> TaskBatch:
     """The tasks as they stand before each of `events` [U], with empty inner states."""
-    num, slots = len(events), ranker.parameters.support_size
+    num, slots, num_items = len(events), ranker.parameters.support_size, ranker.items.num_items
     position = history.position[events]
     place = history.place[events][:, None] + torch.arange(-slots, 0)
+    had = earlier(history, interactions.items, events, int(position.max()))
     return TaskBatch(
         support=earlier(history, interactions.items, events, slots),
         weights=interactions.weights[history.order[place.clamp(min=0)]],
@@ -95,7 +96,7 @@ def tasks_before(ranker: Ranker, interactions: Interactions, history: History, e
         state=torch.zeros(num, ranker.state_size),
         state_events=torch.zeros(num, dtype=torch.int64),
         track=torch.zeros(num, ranker.track_size),
-        excluded=exclusions(earlier(history, interactions.items, events, int(position.max())), ranker.items.num_items),
+        excluded=torch.zeros(num, num_items) if ranker.parameters.recommend_seen else exclusions(had, num_items),
         prior_rows=popularity.bucket_of(position),
     )
 

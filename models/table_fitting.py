@@ -57,6 +57,7 @@ class Choices:
     calibration: Tensor
     moments: Moments
     recommend_seen: bool
+    repeat_profile: Tensor
     learnt: Learnt | None = None
 
 
@@ -105,6 +106,7 @@ def fit(window: Window, choices: Choices, matrices: list[Tensor] | None = None) 
         text_map=text_ridge(window.text_embeddings, vectors, events),
         part_decays=decays,
         part_weights=choices.weights,
+        repeat_profile=choices.repeat_profile,
         calibration=choices.calibration,
         counts=_counts(interactions, history),
     )

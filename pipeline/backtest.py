@@ -154,7 +154,8 @@ def _model(scene: Scene, fit: Ints, request: Request, progress: Stages) -> backt
 def _peers(
     scene: Scene, cut: StreamCut, queries: Ints, request: Request, repeats: bool, progress: Stages
 ) -> dict[str, Contest]:
-    names = [*request.peers, *(["repeats"] if repeats and "repeats" not in request.peers else [])]
+    again = [name for name in ("repeats", "item-knn-repeats") if repeats and name not in request.peers]
+    names = [*request.peers, *again]
     fitted = backtest_model.interactions_of(scene.log, cut.fit)
     everything = backtest_model.interactions_of(scene.log, np.concatenate([cut.fit, cut.stream]))
     trial = backtest_peers.stream_trial(fitted, repeats=repeats, seed=request.seed)

@@ -19,7 +19,7 @@ from models import popularity
 from models.episodes import History, Interactions, earlier, following
 from models.figures import query_ranks
 from models.peers.item_items import Ease, ItemKNN
-from models.peers.mixed import Examples, fit_mixed
+from models.peers.mixed import Examples, Mixed, choose, fit_mixed
 from models.peers.peer import Known, Peer
 from models.peers.popularity import Popular, PositionPopular, Repeats
 from pipeline.backtest_figures import Judged
@@ -27,7 +27,17 @@ from pipeline.protocols import MIN_QUERY, NUM_HEAD, NUM_QUERY, SHOTS, Query
 from pipeline.support import Ints
 from schemas.errors import ConfigurationError
 
-ALL = ("popular", "popular-online", "popular-by-position", "item-knn", "ease", "als", "sasrec", "repeats")
+ALL = (
+    "popular",
+    "popular-online",
+    "popular-by-position",
+    "item-knn",
+    "ease",
+    "als",
+    "sasrec",
+    "repeats",
+    "item-knn-repeats",
+)
 DEFAULT = ("popular", "popular-online", "popular-by-position", "item-knn", "ease", "als")
 TITLES = {
     "popular": "popularity, fitted once",
@@ -38,6 +48,7 @@ TITLES = {
     "als": "ALS fold-in + prior",
     "sasrec": "SASRec, growing sequence",
     "repeats": "repeat the support + prior",
+    "item-knn-repeats": "ItemKNN + prior + repeat",
     "start": "innerloop's start (not adapted)",
     "adapted": "innerloop, adapted",
 }
@@ -102,8 +113,18 @@ def _make(
         return SASRec(fitted, seed=seed), {}
     make, settings = _tuned(name, seed)
 
-    def prior(window: Interactions) -> Peer:
+    def popular(window: Interactions) -> Peer:
         return PositionPopular(window, online=True, least_events=least_events)
+
+    prior = popular
+    if name == "item-knn-repeats":
+        knn, grid = _tuned("item-knn", seed)
+        known = choose(lambda setting: knn(windows[0], setting), grid, popular(windows[0]), examples)
+
+        def with_neighbours(window: Interactions) -> Peer:
+            return Mixed(knn(window, known.setting), popular(window), known.weights)
+
+        prior = with_neighbours
 
     peer, choice = fit_mixed(make, prior, windows, settings, examples)
     weights = [round(weight, 1) for weight in choice.weights.tolist()]
@@ -121,7 +142,7 @@ def _tuned(name: str, seed: int) -> tuple[Callable[[Interactions, Setting], Peer
     if name == "ease":
         grid = [{"ridge": ridge, "decay": decay} for ridge in (300.0, 1000.0, 3000.0) for decay in (0.9, 0.97, 1.0)]
         return lambda window, setting: Ease(window, **setting), grid
-    if name == "repeats":
+    if name in ("repeats", "item-knn-repeats"):
         return lambda window, setting: Repeats(window, **setting), [{"decay": decay} for decay in (0.9, 0.97, 1.0)]
     from models.peers.als import FoldedALS
 

@@ -123,13 +123,16 @@ def _first_times(log: InteractionLog) -> Ints:
 
 
 def _positions(log: InteractionLog, events: Ints) -> tuple[Ints, Ints]:
-    """K before each event [n], and rows of this and the user's next nine [n, 10], -1 where there are fewer."""
+    """K before each event [n]; rows of this and the user's next nine [n, 10], -1 for none and for what comes again."""
     order = np.argsort(log.users[events], kind="stable")
     users, items = log.users[events][order], log.items[events][order]
     start = np.searchsorted(users, users)
     place = np.arange(len(users))[:, None] + np.arange(NEXT)
     inside = np.minimum(place, len(users) - 1)
     mine = (place < len(users)) & (users[inside] == users[:, None])
+    found = np.where(mine, items[inside], -1)
+    for column in range(1, NEXT):  # a set: what comes again in it does not count again
+        found[(found[:, :column] == found[:, column : column + 1]).any(1), column] = -1
     position, following = np.empty(len(users), np.int64), np.empty((len(users), NEXT), np.int64)
-    position[order], following[order] = np.arange(len(users)) - start, np.where(mine, items[inside], -1)
+    position[order], following[order] = np.arange(len(users)) - start, found
     return position, following

@@ -11,6 +11,7 @@ import torch
 from models.adapters import adapter_named
 from models.learners import LEARNERS
 from models.meta_parameters import NUM_BUCKETS, MetaParameters
+from models.repeats import SHAPE
 from pipeline.chunks import Chunk
 
 NOW_MS = 1_760_000_000_000
@@ -93,6 +94,7 @@ def meta_parameters(item_ids: Sequence[str], *, text_dim: int = 16, seed: int = 
         "step_rates": torch.zeros(0, f),
         "text_map": normal(text_dim + 1, d + p * d + f) * 0.1,
         "part_decays": torch.tensor([0.9, 0.8, 0.9, 0.9]),
+        "repeat_profile": torch.zeros(SHAPE),
         "part_weights": torch.full((NUM_BUCKETS, 1 + p), 1 / (1 + p)),
         "calibration": torch.tensor([[1.0, 0.0]]).repeat(NUM_BUCKETS, 1),
         "counts": normal(NUM_BUCKETS, n).abs() * 10,

@@ -17,6 +17,7 @@ import torch
 
 from models.checkpoint import MAX_HEADER_BYTES, ArtefactRefused, from_bytes, to_bytes
 from models.meta_parameters import NUM_BUCKETS, MetaParameters
+from models.repeats import SHAPE
 
 N, T, D, F, P, M = 7, 5, 4, 3, 2, 2
 
@@ -60,6 +61,7 @@ def small_parameters(**changes: object) -> MetaParameters:
         "text_map": draw(T + 1, D + P * D + F),
         "part_decays": draw(P).abs(),
         "part_weights": draw(NUM_BUCKETS, 1 + P),
+        "repeat_profile": draw(*SHAPE),
         "calibration": draw(NUM_BUCKETS, 2).abs(),
         "counts": draw(NUM_BUCKETS, N).abs(),
     }
