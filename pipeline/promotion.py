@@ -92,6 +92,8 @@ def watch(on: Watched, rules: Rules, *, now: datetime) -> list[str]:
             done += step(on, version, rules, now)
         except NotPossible as overtaken:  # somebody else changed it meanwhile: the next tick sees what is
             done.append(f"left as it is: {overtaken}")
+        except OSError as away:  # where artefacts lie does not answer: the next tick tries again
+            done.append(f"left as it is, artefacts cannot be read: {away}")
     return done
 
 
