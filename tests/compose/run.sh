@@ -54,7 +54,10 @@ if stack exec -T worker touch /opt/innerloop/written 2>/dev/null; then
     exit 1
 fi
 
-echo "a worker that is told to stop drains and ends with 0"
-stack stop --timeout 15 worker
-test "$(docker inspect --format '{{.State.ExitCode}}' "$(stack ps --quiet worker)")" = 0
+echo "who is told to stop drains and ends with 0"
+for service in worker monitor trainer; do
+    test "$(docker inspect --format '{{.State.Running}} {{.RestartCount}}' "$(stack ps --quiet $service)")" = "true 0"
+    stack stop --timeout 60 $service
+    test "$(docker inspect --format '{{.State.ExitCode}}' "$(stack ps --all --quiet $service)")" = 0
+done
 echo "compose: everything held"
