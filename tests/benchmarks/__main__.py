@@ -8,7 +8,7 @@ import platform
 
 import torch
 
-from tests.benchmarks import breakdown, cuda, end_to_end, inner_step, learners, read_path, write_path
+from tests.benchmarks import breakdown, cuda, end_to_end, inner_step, learners, read_path, swap, write_path
 from tests.benchmarks.scene import Options, deployment
 
 BENCHMARKS = {
@@ -19,6 +19,7 @@ BENCHMARKS = {
     "breakdown": breakdown.main,
     "end-to-end": end_to_end.main,
     "learners": learners.main,
+    "swap": swap.main,
 }
 
 

@@ -65,6 +65,7 @@ class Running:
 
     def __init__(self, parts: Deployment, name: str) -> None:
         environment = {key: value for key, value in os.environ.items() if not key.startswith("INNERLOOP_")}
+        self.home, self.writer_url = parts.home, parts.writer_url
         self.log_file = parts.home / "consumer.log"
         with self.log_file.open("wb") as log:
             self._process = subprocess.Popen(
