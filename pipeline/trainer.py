@@ -44,6 +44,8 @@ OK, FAILED = 0, 1
 PAUSE_SECONDS = 1.0
 EARLIER = 3  # retired versions that are tried before a new one is trained, newest first
 TRAINER = "trainer"
+# Users come to a judgement with the history that they have: events before the window, as many times its length.
+BEFORE, MOST_BEFORE = 3, 50_000
 
 _LATER = text("""
     SELECT coalesce(sum(cardinality(offsets)), 0) FROM innerloop.prequential
@@ -153,24 +155,29 @@ class Trainer:
         return self._train(request, part, erased)
 
     def _part(self, request: Request, erased: dict[str, int]) -> Part:
-        events = self._events(request.window_from_ms, erased)
-        inside = [one.timestamp_ms for one in events if one.timestamp_ms < request.window_to_ms]
+        events = self._events((request.window_from_ms, request.window_to_ms), erased)
+        inside = [
+            one.timestamp_ms for one in events if request.window_from_ms <= one.timestamp_ms < request.window_to_ms
+        ]
         if not inside:
             raise NothingToLearn("the window of the request holds no event that the broker still has")
         return Part(events, inside[int((1 - self._settings.trainer_holdout) * len(inside))])
 
-    def _events(self, since_ms: int, erased: dict[str, int]) -> list[Recorded]:
+    def _events(self, window_ms: tuple[int, int], erased: dict[str, int]) -> list[Recorded]:
+        """The window's events and all later ones, and from before it what users whom it knows may bring along."""
+        start, end = window_ms
         mapping = load_mapping(self._settings.mapping) if self._settings.mapping else None
         found = training_data.window_of_topic(
             self._broker,
             self._settings.topic_interactions,
             mapping,
-            since_ms=since_ms,
+            since_ms=max(0, start - BEFORE * (end - start)),
             erased=erased,
             progress=lambda done: self._tell("read the window", done, done + 1),
         )
         self._tell("read the window", len(found), len(found))
-        return found
+        first = next((number for number, one in enumerate(found) if one.timestamp_ms >= start), len(found))
+        return found[max(0, first - MOST_BEFORE) :]
 
     def _earlier_that_fits(self, part: Part) -> int | None:
         """Recurring drift: what went before may fit again, and is judged on the same later events at once."""
@@ -192,7 +199,7 @@ class Trainer:
 
     def _train(self, request: Request, part: Part, erased: dict[str, int]) -> int:
         settings = self._settings
-        kept = [one.event for one in part.events if one.timestamp_ms < part.cut_ms]
+        kept = [one.event for one in part.events if request.window_from_ms <= one.timestamp_ms < part.cut_ms]
         window = training_data.collect(kept, meta_training.weight_of_types(settings), lambda _: self._check())
         parent, beginning = registry.load_live(self._engine, self._artefacts)
         learnt = meta_training.learn(
@@ -244,7 +251,7 @@ class Trainer:
 
     def _judge(self, version: Version) -> None:
         erased = training_data.erasures_of_topic(self._broker, self._settings.topic_erasures)
-        events = self._events(version.window_from_ms or 0, erased)
+        events = self._events((version.window_from_ms or 0, version.window_to_ms or 0), erased)
         try:
             verdict = judge(self._bench, version.version, events, since_ms=version.window_to_ms or 0)
         except registry.UNREADABLE as unreadable:
