@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from models import later_horizon
 from models.encoder import TextEncoder
 from models.episodes import Interactions
 from models.meta_parameters import MetaParameters
@@ -117,6 +118,20 @@ def train(
         **recipe,
     )
     return Model(parameters, report, embeddings, time.process_time() - started)
+
+
+def for_later_events(model: Model, log: InteractionLog, fit: Ints, *, seed: int, tell: Tell) -> Model:
+    """The same model with the weights for a user's events 21 to 40, chosen on the fit part's users."""
+    interactions, row_of = interactions_of(log, fit), np.full(len(log.item_ids), -1)
+    place = {item_id: row for row, item_id in enumerate(log.item_ids)}
+    ids = model.parameters.item_ids
+    row_of[[place[item_id] for item_id in ids]] = np.arange(len(ids))
+    rows = torch.from_numpy(row_of)[interactions.items]
+    trained = replace(interactions, items=rows, num_items=len(ids)).select(rows >= 0)
+    parameters = later_horizon.for_later_events(
+        model.parameters, trained, seed=seed, progress=lambda n, of: tell("weights for later events", n, of)
+    )
+    return replace(model, parameters=parameters)
 
 
 def stream(

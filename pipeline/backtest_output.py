@@ -95,7 +95,7 @@ def _stream_text(result: StreamResult) -> str:
 
 def _static_text(result: StaticResult) -> str:
     """Headline and one table, for a terminal."""
-    names = ["adapted", "start", *result.peers]
+    names = result.names
     table = [
         (
             TITLES[name],

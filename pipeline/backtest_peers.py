@@ -51,6 +51,7 @@ TITLES = {
     "item-knn-repeats": "ItemKNN + prior + repeat",
     "start": "innerloop's start (not adapted)",
     "adapted": "innerloop, adapted",
+    "stream": "innerloop with the stream's weights",
 }
 MOST_HISTORY = 2000
 BLOCK = 256

@@ -80,7 +80,7 @@ def _static(result: StaticResult, found: dict[str, Any]) -> str:
     rows = [
         _row(TITLES[name], *(f"{result.at(name, k)[0].mean:.3f} / {result.at(name, k)[1].mean:.3f}" for k in SHOTS))
         + ("<td></td></tr>" if name == "adapted" else f"{_difference(result.ahead(name)[0])}</tr>")
-        for name in ("adapted", "start", *result.peers)
+        for name in result.names
     ]
     headers = ["nDCG@10 / Recall@10", *(f"K = {shots}" for shots in SHOTS), "adapted ahead, mean over K"]
     return "".join(

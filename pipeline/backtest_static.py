@@ -22,7 +22,7 @@ from models.ranker import TaskBatch
 from pipeline import backtest_peers
 from pipeline.adaptation import Types
 from pipeline.backtest_figures import Floats, bootstrap
-from pipeline.backtest_model import Model, interactions_of
+from pipeline.backtest_model import Model, for_later_events, interactions_of
 from pipeline.backtest_peers import TITLES
 from pipeline.interaction_log import InteractionLog
 from pipeline.offline_worker import OfflineWorker, Recorder
@@ -33,7 +33,7 @@ METRICS = ("ndcg", "recall")
 TOP = 10
 DRAWS, SEED = 4000, 1
 ROUND_USERS = 512  # fewer than an epoch of the item statistics
-OWN = ("adapted", "start")
+OWN = ("adapted", "start", "stream")
 Scores = dict[int, NDArray[np.float32]]
 Tell = Callable[[str, int, int], None]
 
@@ -86,12 +86,23 @@ class StaticResult:
         others = [name for name in self.scores if name not in OWN]
         return sorted(others, key=lambda name: -float(self.metrics[name][..., 0].mean()))
 
+    @property
+    def names(self) -> list[str]:
+        """All recommenders: innerloop's own, then the peers, best first."""
+        return [*(name for name in OWN if name in self.scores), *self.peers]
+
     def headline(self) -> list[str]:
         """What there is to know, in words."""
         means = ", ".join(f"{self.at('adapted', shots)[0].mean:.3f} at K = {shots}" for shots in SHOTS)
         said = [f"{len(self.cut.users):,} users after exactly K events, nDCG@10 ({self.query} query): {means}."]
         own = self.ahead("start")[0]
         said.append(f"The inner step adds {own.mean:+.4f} [{own.low:+.4f}, {own.high:+.4f}] on the mean over K.")
+        if "stream" in self.scores:
+            pull = self.ahead("stream")[0]
+            said.append(
+                f"Events 21 to 40 are not what comes next: the stream's own weights, which stay the served ones, "
+                f"have {pull.mean:+.4f} [{pull.low:+.4f}, {pull.high:+.4f}] less here."
+            )
         for name in self.peers[:1]:
             best = self.ahead(name)[0]
             verb = "ahead of" if best.low > 0 else "behind" if best.high < 0 else "not to be told from"
@@ -103,7 +114,7 @@ class StaticResult:
 
     def as_json(self) -> dict[str, Any]:
         """Plain values of everything that the report shows."""
-        names = ["adapted", "start", *self.peers]
+        names = self.names
         return {
             **self.about,
             "cases": len(self.cut.users),
@@ -132,8 +143,12 @@ def judge(
     tell: Tell,
 ) -> StaticResult:
     """Score every case after K events, by the worker's own code and by each peer."""
-    adapted, start = worker_scores(model.worker(log, types, ScoreTaker), log, cut, tell)
-    scores = {"adapted": adapted, "start": start}
+    scores: dict[str, Scores] = {}
+    if query == "gap":
+        # the stream's weights ask for what comes next; shown beside those for what is asked here
+        scores["stream"], _ = worker_scores(model.worker(log, types, ScoreTaker), log, cut, tell)
+        model = for_later_events(model, log, cut.fit, seed=seed, tell=tell)
+    scores["adapted"], scores["start"] = worker_scores(model.worker(log, types, ScoreTaker), log, cut, tell)
     fitted = interactions_of(log, cut.fit)
     least = NUM_HEAD if query == "gap" else 0
     trial = backtest_peers.static_trial(fitted, query=query)
