@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from models.episodes import History, Interactions
+from models.recipe import DEFAULT, Recipe
 
 PARTS = ("cosine", "next20", "next5", "ease")
-DECAYS = (0.9, 0.9, 0.8, 0.9)
 
 
 @dataclass(frozen=True)
@@ -59,16 +59,16 @@ def ease(gram: Tensor, ridge: float = 1000.0) -> Tensor:
     return weights.fill_diagonal_(0.0)
 
 
-def part_matrices(interactions: Interactions) -> list[Tensor]:
+def part_matrices(interactions: Interactions, recipe: Recipe = DEFAULT) -> list[Tensor]:
     """The parts in the order of PARTS, each [N, N]: row = item had, column = item scored."""
     history = History.of(interactions.users)
     gram = Matrix.of(interactions).gram()
     events = gram.diagonal().clone()
     both = torch.sqrt(events[:, None] * events[None])
-    weights = ease(gram)
-    cosine = gram.fill_diagonal_(0.0) / (both + 5.0)
-    next20 = directed(interactions, history, 20).fill_diagonal_(0.0) / (both + 20.0)
-    next5 = directed(interactions, history, 5).fill_diagonal_(0.0) / (both + 5.0)
+    weights = ease(gram, recipe.ease_ridge)
+    cosine = gram.fill_diagonal_(0.0) / (both + recipe.cosine_shrink)
+    next20 = directed(interactions, history, 20).fill_diagonal_(0.0) / (both + recipe.next20_shrink)
+    next5 = directed(interactions, history, 5).fill_diagonal_(0.0) / (both + recipe.next5_shrink)
     return [cosine, next20, next5, weights]
 
 

@@ -27,6 +27,7 @@ from models.learners import HONEST
 from models.meta_parameters import MetaParameters
 from models.part_weights import INITIAL_WEIGHTS, sample_of_bucket, scored_candidates, search
 from models.ranker import Ranker
+from models.recipe import DEFAULT, Recipe
 from models.replay import QUERY, Replay, prediction_moments, replay_start
 from models.table_fitting import Choices, Window, fit, popularity_moments, support_gains
 
@@ -48,6 +49,7 @@ def meta_train(
     seed: int = 0,
     support_size: int = 60,
     method: Method = Method(),  # noqa: B008  # a constant of strings
+    recipe: Recipe = DEFAULT,
     beginning: MetaParameters | None = None,
     progress: Progress | None = None,
 ) -> tuple[MetaParameters, dict[str, Any]]:
@@ -65,7 +67,7 @@ def meta_train(
     tell = progress or (lambda _stage, _done, _total: None)
     interactions, kept = _most_popular(interactions)
     text_embeddings, item_ids = text_embeddings[kept], tuple(item_ids[row] for row in kept.tolist())
-    window = Window(interactions, text_embeddings, item_ids, encoder, seed, support_size)
+    window = Window(interactions, text_embeddings, item_ids, encoder, seed, support_size, recipe)
     choices, report = _validate(window, method.checked(), beginning, tell)
     tell("fit tables on everything", 0, 1)
     parameters = fit(window, choices)
@@ -111,7 +113,7 @@ def _validate(
         return neutral, {**report, "inner_step": f"{inner}: too few validation users"}
     tell("fit tables on the earlier part", 0, 1)
     early = window.before(cut)
-    matrices = centred(part_matrices(early.interactions))
+    matrices = centred(part_matrices(early.interactions, window.recipe))
     fitted = fit(early, neutral, matrices)
     tell("fit tables on the earlier part", 1, 1)
     unseen = _limited(interactions, unseen, seed)

@@ -15,16 +15,16 @@ from models import inner_tuning, popularity
 from models.episodes import History, Interactions, earlier
 from models.factoring import centred, factor
 from models.gate import Gate
-from models.item_fitting import DECAYS, PARTS, Matrix, als_factors, part_matrices
+from models.item_fitting import PARTS, Matrix, als_factors, part_matrices
 from models.learner_tuning import Learnt, Method
 from models.learners import InnerSteps
 from models.meta_parameters import MetaParameters
+from models.recipe import DEFAULT, Recipe
 from models.replay import Moments
 
 NUM_DIMS = 64
 NUM_FACTORS = 64
 NUM_NEIGHBOURS = 64
-SHRINKAGE = 1.0  # events of trust in the text's prediction of an item's vectors
 _TABLE_TASKS = 3000  # sampled tasks whose scores the dimensions have to reproduce
 
 
@@ -38,6 +38,7 @@ class Window:
     encoder: str
     seed: int
     support_size: int
+    recipe: Recipe = DEFAULT
 
     def before(self, event: int) -> Window:
         """The same with the first `event` events only."""
@@ -65,17 +66,24 @@ def fit(window: Window, choices: Choices, matrices: list[Tensor] | None = None) 
     """Fit all tables; `matrices` are the window's centred parts where the caller has them already."""
     interactions = window.interactions
     history = History.of(interactions.users)
-    decays = torch.tensor(DECAYS)
+    recipe = window.recipe
+    decays = recipe.decays
     sampled = _sample(history, window.seed)
     served = factor(
-        matrices if matrices is not None else centred(part_matrices(interactions)),
+        matrices if matrices is not None else centred(part_matrices(interactions, recipe)),
         earlier(history, interactions.items, sampled, window.support_size),
         support_gains(decays, window.support_size).expand(len(sampled), -1, -1),
         choices.weights[popularity.bucket_of(history.position[sampled])][:, 1:],
         num_dims=NUM_DIMS,
         num_neighbours=NUM_NEIGHBOURS,
     )
-    factors = als_factors(Matrix.of(interactions), num_factors=NUM_FACTORS, seed=window.seed)
+    factors = als_factors(
+        Matrix.of(interactions),
+        num_factors=NUM_FACTORS,
+        ridge=recipe.als_ridge,
+        alpha=recipe.als_alpha,
+        seed=window.seed,
+    )
     if choices.learnt:
         factors, metric = _turned(factors, choices.learnt.basis, choices.moments)
     else:
@@ -96,8 +104,8 @@ def fit(window: Window, choices: Choices, matrices: list[Tensor] | None = None) 
         trust_radius=inner_tuning.TRUST_RADIUS,
         gate_discount=choices.gate.discount,
         gate_credit=choices.gate.credit,
-        shrinkage=SHRINKAGE,
-        half_life=popularity.HALF_LIFE,
+        shrinkage=recipe.text_shrinkage,
+        half_life=recipe.half_life,
         **served._asdict(),
         item_factors=factors,
         item_events=events,
@@ -108,7 +116,7 @@ def fit(window: Window, choices: Choices, matrices: list[Tensor] | None = None) 
         part_weights=choices.weights,
         repeat_profile=choices.repeat_profile,
         calibration=choices.calibration,
-        counts=_counts(interactions, history),
+        counts=_counts(interactions, history, recipe.half_life),
     )
 
 
@@ -157,9 +165,10 @@ def _inner_loop(choices: Choices) -> dict[str, Any]:
     return {**method._asdict(), **{name: tensor.contiguous() for name, tensor in fields.items()}}
 
 
-def _counts(interactions: Interactions, history: History) -> Tensor:
+def _counts(interactions: Interactions, history: History, half_life: float) -> Tensor:
     nothing = torch.zeros(popularity.NUM_BUCKETS, interactions.num_items)
-    return popularity.advance(nothing, popularity.bucket_of(history.position), interactions.items)
+    buckets = popularity.bucket_of(history.position)
+    return popularity.advance(nothing, buckets, interactions.items, half_life=half_life)
 
 
 def _sample(history: History, seed: int) -> Tensor:

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 from zlib import crc32
 
 import numpy as np
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor
 
 from models.encoder import TextEncoder, resolve_encoder
+from models.recipe import DEFAULT, Recipe
 from pipeline import backtest_model, backtest_peers, backtest_static
 from pipeline.adaptation import Types
 from pipeline.backtest_data import load_log
@@ -37,7 +37,7 @@ class Request:
         peers: names of `backtest_peers.ALL`.
         max_users: users kept of a larger file.
         judged_users: most users, unseen and known each, whose events are ranked; all events are learnt.
-        recipe: settings of meta-training other than its defaults.
+        recipe: hyperparameters of meta-training.
 
     """
 
@@ -51,7 +51,7 @@ class Request:
     max_users: int = 50_000
     judged_users: int = 2_000
     num_partitions: int = 1
-    recipe: dict[str, Any] | None = None
+    recipe: Recipe = DEFAULT
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def run_stream(settings: Settings, request: Request) -> StreamResult:
     backtest_peers.check_available(request.peers)
     torch.set_num_threads(settings.torch_threads)
     with stages() as progress:
-        scene = _scene(settings, request, progress)
+        scene = scene_of(settings, request, progress)
         cut = cut_stream(scene.log, request.phase)
         queries, note = _limited(scene.log, cut, request.judged_users)
         model = _model(scene, cut.fit, request, progress)
@@ -107,7 +107,7 @@ def run_static(settings: Settings, request: Request) -> backtest_static.StaticRe
     backtest_peers.check_available(request.peers)
     torch.set_num_threads(settings.torch_threads)
     with stages() as progress:
-        scene = _scene(settings, request, progress)
+        scene = scene_of(settings, request, progress)
         cut = cut_static(scene.log)
         model = _model(scene, cut.fit, request, progress)
         return backtest_static.judge(
@@ -124,7 +124,8 @@ def run_static(settings: Settings, request: Request) -> backtest_static.StaticRe
         )
 
 
-def _scene(settings: Settings, request: Request, progress: Stages) -> Scene:
+def scene_of(settings: Settings, request: Request, progress: Stages) -> Scene:
+    """Read the data and encode its texts."""
     types = Types.of({name: (kind.label, kind.weight) for name, kind in settings.event_types.items()})
     log, notes = load_log(
         request.data,
@@ -147,7 +148,7 @@ def _model(scene: Scene, fit: Ints, request: Request, progress: Stages) -> backt
         encoder=scene.encoder.name,
         seed=request.seed,
         tell=progress,
-        **(request.recipe or {}),
+        recipe=request.recipe,
     )
 
 

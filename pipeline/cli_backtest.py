@@ -14,6 +14,7 @@ from pipeline.cli_output import AsJson, emit_json, say
 def register(app: typer.Typer) -> None:
     """Add the commands of this file."""
     app.command()(backtest)
+    app.command()(search)
 
 
 def backtest(
@@ -51,6 +52,9 @@ def backtest(
     referee_scores: Annotated[
         Path | None, typer.Option(help="Also write what a referee judges: ranks (stream) or scores (static), .npz.")
     ] = None,
+    recipe: Annotated[
+        str | None, typer.Option(help="Hyperparameters by `innerloop search`: their name, or a .toml file.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of everything random in training.")] = 0,
     max_users: Annotated[int, typer.Option(min=10, help="Of a larger file so many users are kept, whole.")] = 50_000,
     judged_users: Annotated[
@@ -76,9 +80,10 @@ def backtest(
     """
     from pipeline import backtest as judging
     from pipeline import backtest_output as output
-    from pipeline import backtest_plots, backtest_report, backtest_tensorboard
+    from pipeline import backtest_plots, backtest_report, backtest_tensorboard, meta_training
     from pipeline.settings import Settings
 
+    settings = Settings.load()
     names = () if peers == "none" else tuple(name.strip() for name in peers.split(",") if name.strip())
     request = judging.Request(
         data=data,
@@ -91,12 +96,12 @@ def backtest(
         max_users=max_users,
         judged_users=judged_users,
         num_partitions=partitions,
+        recipe=meta_training.recipe_named(settings, recipe),
     )
     if out:
         backtest_plots.check_available()
     if tensorboard:
         backtest_tensorboard.check_available()
-    settings = Settings.load()
     result = judging.run_static(settings, request) if protocol == "static" else judging.run_stream(settings, request)
     if referee_scores:
         output.write_scores(result, referee_scores)
@@ -110,3 +115,39 @@ def backtest(
     for path in (report, tensorboard, referee_scores):
         if path:
             say(f"written: {path}")
+
+
+def search(
+    data: Annotated[str, typer.Argument(help="Interactions as for `backtest`.", metavar="DATA")],
+    name: Annotated[str, typer.Option(help="Of the recipe; the same name goes on where it stopped.")],
+    trials: Annotated[int, typer.Option(min=1, help="Done in all, those of earlier runs included.")] = 30,
+    items: Annotated[str | None, typer.Option(help="Catalogue with texts, as for `items`.")] = None,
+    mapping: Annotated[Path | None, typer.Option(help="TOML file that says where the fields are found.")] = None,
+    phase: Annotated[
+        Literal["tune", "test"], typer.Option(help="Fit part of the stream protocol that is searched on.")
+    ] = "test",
+    seed: Annotated[int, typer.Option(help="Of the draws and of training.")] = 0,
+    max_users: Annotated[int, typer.Option(min=10, help="Of a larger file so many users are kept, whole.")] = 50_000,
+    json: AsJson = False,
+) -> None:
+    """Search hyperparameters of meta-training.
+
+    Judged on validation users of the fit part only, so that `backtest` of the same data stays honest. Stop it at any
+    time: trials are kept in INNERLOOP_HOME, and the best recipe so far is INNERLOOP_HOME/recipes/NAME.toml.
+
+    \b
+    Example:
+      innerloop search history.jsonl.gz --items catalogue.jsonl --name shop --trials 50
+      innerloop backtest history.jsonl.gz --items catalogue.jsonl --recipe shop
+      innerloop meta-train history.jsonl.gz --items catalogue.jsonl --recipe shop
+    """
+    from pipeline.backtest import Request
+    from pipeline.backtest_search import search as search_recipe
+    from pipeline.settings import Settings
+
+    request = Request(data=data, items=items, mapping=mapping, phase=phase, seed=seed, max_users=max_users)
+    found = search_recipe(Settings.load(), request, name=name, trials=trials)
+    if json:
+        emit_json(found.as_json())
+    else:
+        print(found.as_text())

@@ -129,6 +129,9 @@ def meta_train(
     learner: Annotated[Learners, typer.Option(help="How a user is adapted; see above.")] = "honest",
     adapter: Annotated[Adapters, typer.Option(help="What a gradient learner adapts; see above.")] = "vector",
     residuals: Annotated[Residuals, typer.Option(help="What a learner learns from; see above.")] = "honest",
+    recipe: Annotated[
+        str | None, typer.Option(help="Hyperparameters by `innerloop search`: their name, or a .toml file.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of everything random in training.")] = 0,
     json: AsJson = False,
 ) -> None:
@@ -178,13 +181,15 @@ def meta_train(
         method = Method(learner, adapter, residuals).checked()
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
+    settings = Settings.load()
     trained = meta_training.run(
-        Settings.load(),
+        settings,
         interactions_file=interactions,
         items_file=items,
         mapping_file=mapping,
         seed=seed,
         method=method,
+        recipe=meta_training.recipe_named(settings, recipe),
     )
     if json:
         emit_json(trained.as_json())

@@ -17,14 +17,17 @@ from models.episodes import Interactions
 from models.learner_tuning import Method
 from models.meta_parameters import MetaParameters
 from models.outer_loop import meta_train
+from models.recipe import DEFAULT, Recipe
 from pipeline import registry, training_data
 from pipeline.adaptation import Types
 from pipeline.artefacts import Artefacts
 from pipeline.embeddings import cached_embeddings
+from pipeline.recipes import read_recipe
 from pipeline.settings import Settings
 from pipeline.stages import Stages, stages
 from pipeline.training_data import Columns, Window
 from schemas.database import check_role, check_schema, connect_engine
+from schemas.errors import ConfigurationError
 from schemas.mapping import load_mapping
 
 
@@ -68,6 +71,7 @@ def run(
     mapping_file: Path | None = None,
     seed: int = 0,
     method: Method = Method(),  # noqa: B008  # a constant of strings
+    recipe: Recipe = DEFAULT,
 ) -> Trained:
     """Read, encode, meta-train, register. Without a file the topics are read.
 
@@ -79,7 +83,8 @@ def run(
     check_role(engine, "writer")
     with stages() as progress:
         window = _window(settings, interactions_file, mapping_file, progress)
-        learnt = learn(settings, window, _texts(settings, items_file), seed=seed, method=method, progress=progress)
+        texts = _texts(settings, items_file)
+        learnt = learn(settings, window, texts, seed=seed, method=method, recipe=recipe, progress=progress)
     columns = learnt.columns
     registered = registry.register(
         engine,
@@ -110,6 +115,7 @@ def learn(
     progress: Stages,
     seed: int = 0,
     method: Method = Method(),  # noqa: B008  # a constant of strings
+    recipe: Recipe = DEFAULT,
     beginning: MetaParameters | None = None,
 ) -> Learnt:
     """Encode the texts and meta-train on a window. Raises NothingToLearn."""
@@ -123,10 +129,21 @@ def learn(
         seed=seed,
         support_size=settings.support_size,
         method=method,
+        recipe=recipe,
         beginning=beginning,
         progress=progress,
     )
     return Learnt(parameters, report, columns)
+
+
+def recipe_named(settings: Settings, name: str | None) -> Recipe:
+    """The recipe of a name or file, the defaults for None. Raises ConfigurationError, which names the entry."""
+    if name is None:
+        return DEFAULT
+    try:
+        return Recipe.of(read_recipe(settings.home, name))
+    except ValueError as error:
+        raise ConfigurationError(f"recipe {name}: {error}") from None
 
 
 def method_of(parameters: MetaParameters) -> Method:
