@@ -24,7 +24,7 @@ class Sampling(NamedTuple):
 
 
 class Candidates(NamedTuple):
-    """Columns [C] (or [U, C], each user's own) and minus the logarithm of their chance; -inf where there is none."""
+    """Columns [C] (or [U, C], each user's own), ascending, and minus the log of their chance; -inf for padding."""
 
     columns: Tensor
     correction: Tensor
@@ -41,7 +41,7 @@ def draw(weights: Tensor, num: int, *, turn: int) -> Candidates:
     chance = ((num - 1) * share / share.sum()).clamp(max=1.0)
     passed = torch.floor(torch.cumsum(chance, 0) + (0.5 + turn * _GOLDEN) % 1.0)
     caught = (torch.diff(passed, prepend=passed.new_zeros(1)) > 0).nonzero()[:, 0]
-    columns, correction = caught.new_zeros(num), torch.full((num,), -torch.inf, device=weights.device)
+    columns, correction = caught.new_full((num,), len(weights) - 1), torch.full((num,), -torch.inf).to(weights.device)
     columns[: len(caught)] = caught
     correction[: len(caught)] = -torch.log(chance[caught]).float()
     return Candidates(columns, correction)
@@ -49,6 +49,12 @@ def draw(weights: Tensor, num: int, *, turn: int) -> Candidates:
 
 def predict(logits: Tensor, own: Tensor, candidates: Candidates, targets: Tensor) -> Tensor:
     """Prediction [U, C + 1] from the candidates' logits [U, C] and that of the target [U, 1], which comes last."""
-    corrected = logits + candidates.correction
-    corrected = torch.where(candidates.columns == targets[:, None], -torch.inf, corrected)
-    return torch.softmax(torch.cat([corrected, own], 1), 1)
+    num = candidates.columns.shape[-1]
+    place = torch.searchsorted(candidates.columns, targets[:, None] if candidates.columns.ndim > 1 else targets)
+    place = place.view(-1, 1).clamp(max=num - 1)
+    found = candidates.columns.expand(len(targets), num).gather(1, place) == targets[:, None]
+    scores = logits.new_empty(len(targets), num + 1)
+    torch.add(logits, candidates.correction, out=scores[:, :num])
+    scores.scatter_(1, torch.where(found, place, num), -torch.inf)  # a target that was drawn counts once
+    scores[:, num:] = own
+    return torch.softmax(scores, 1)

@@ -47,8 +47,8 @@ class Chains:
         if not self._turns:
             return state, torch.where(self._known[:, None], discount * state + gain, state)
         kept, gain = torch.where(self._known, discount, 1.0), torch.where(self._known[:, None], gain, 0.0)
-        before, after = state[self._order], torch.empty_like(state)
-        columns = before, after, kept[self._order, None], gain[self._order], self._earlier
+        before, after = state.index_select(0, self._order), torch.empty_like(state)
+        columns = before, after, kept[self._order, None], gain.index_select(0, self._order), self._earlier
         sizes = [len(turn) for turn in self._turns]
         for turn, (had, gets, share, learnt, earlier) in enumerate(
             zip(*(torch.split(column, sizes) for column in columns), strict=True)
@@ -56,7 +56,7 @@ class Chains:
             if turn:
                 torch.index_select(after, 0, earlier, out=had)
             torch.mul(had, share, out=gets).add_(learnt)
-        return before[self._place], after[self._place]
+        return before.index_select(0, self._place), after.index_select(0, self._place)
 
 
 def _turns(previous: list[int], known: list[bool]) -> tuple[list[list[int]], list[int], list[int]]:

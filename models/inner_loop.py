@@ -65,7 +65,7 @@ class InnerStep:
 
         The mean over users is taken off: the start errs alike for everybody, and only the rest says who a user is.
         """
-        return self.honest(factors[targets], prediction @ factors)
+        return self.honest(factors.index_select(0, targets), prediction @ factors)
 
     def honest(self, factors: Tensor, expected: Tensor) -> Tensor:
         """Honest residual [U, F] of an item's factors [U, F] against the expected ones [U, F]."""

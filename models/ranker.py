@@ -132,7 +132,7 @@ class _Support(NamedTuple):
 class Ranker:
     """Meta-parameters over one catalogue."""
 
-    sampling = Sampling(from_items=5000, num=256)  # measured: `python -m tests.benchmarks inner-step`
+    sampling = Sampling(from_items=5000, num=255)  # measured: `python -m tests.benchmarks inner-step`
 
     def __init__(self, parameters: MetaParameters, items: ItemTables) -> None:
         """Keep the learnt constants on the device of `items`."""
@@ -221,7 +221,9 @@ class Ranker:
         self._finish(start, support, tasks.excluded)
         _contest(start, rows, own)
         prediction = self._prediction(start, rows, candidates)
-        residual = self._inner.honest(self._item_factors[rows], self._expected(prediction, rows, candidates))
+        residual = self._inner.honest(
+            self._item_factors.index_select(0, rows), self._expected(prediction, rows, candidates)
+        )
         chains = Chains(previous, known & torch.isfinite(residual).all(1))
         events = chains.counts(tasks.state_events)
         state, state_after = chains.carry(self._inner.discount, tasks.state, residual)
@@ -246,7 +248,7 @@ class Ranker:
         start = self._start(tasks, priors)
         deviation, use = self._deviation(tasks, priors)
         items, values = best_rows(self._adapted(start, deviation), k)
-        scale, offset = self._calibration[bucket_of(tasks.num_events)].unbind(1)
+        scale, offset = self._calibration.index_select(0, bucket_of(tasks.num_events)).unbind(1)
         return Top(items, values * scale[:, None] + offset[:, None], use)
 
     def _support(self, tasks: TaskBatch) -> _Support:
@@ -258,7 +260,7 @@ class Ranker:
         vectors = _weighted(self.items.item_in, entries, gains)
         spread = self.items.spread.take(entries).mul_(gains).mul_(gains).sum(2)
         deviation = vectors.square().sum(2).add_(spread).sqrt_()
-        weights = self._weights[bucket_of(tasks.num_events)]
+        weights = self._weights.index_select(0, bucket_of(tasks.num_events))
         # a part that says nothing about a user (no support) has weight zero
         scale = torch.where(deviation > 0, weights[:, 1:] / deviation.clamp(min=1e-12), 0.0)[..., None]
         repeats = bonuses(self._repeats, cells(tasks.support)) if self._repeats is not None else None

@@ -18,7 +18,7 @@ WEIGHTS = torch.linspace(1, 200, len(ITEMS))
 
 def shared(num: int, turn: int = 0) -> Candidates:
     drawn = draw(WEIGHTS, num, turn=turn)
-    return Candidates(*(column.expand(U, -1) for column in drawn))
+    return Candidates(*(column.repeat(U, 1) for column in drawn))
 
 
 def sampled(candidates: Candidates, targets: Tensor) -> Step:
@@ -51,7 +51,7 @@ def test_a_sampled_step_is_the_float64_reference_for_every_user() -> None:
 
 def test_candidates_that_are_the_whole_catalogue_give_what_the_whole_catalogue_gives() -> None:
     targets = targets_of(tasks())
-    every = Candidates(torch.arange(len(ITEMS)).expand(U, -1), torch.zeros(U, len(ITEMS)))
+    every = Candidates(torch.arange(len(ITEMS)).repeat(U, 1), torch.zeros(U, len(ITEMS)))
     for one, other in zip(sampled(every, targets), RANKER.step(tasks(), PRIORS, targets), strict=True):
         torch.testing.assert_close(one, other, atol=2e-6, rtol=1e-5)
 

@@ -3,7 +3,7 @@
 Three things are measured, each beside the same mathematics user by user in the same run:
 
 * the step alone: a user's start vector → softmax over the whole catalogue → honest residual → state → deviation,
-  states gathered from and scattered into a table of users;
+  states gathered from and scattered into a table of users; and the same over sampled candidates;
 * `Ranker.step` as the worker calls it: the start built from 60 support items and the bonus list, losses and ranks too;
 * the best 50 of the catalogue by `best_rows`, the matrix product included.
 
@@ -13,26 +13,32 @@ Every result is compared with the same in float64. Letters: U users, S support s
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from models import ranker as ranker_module
+from models.candidates import Candidates, draw, predict
 from models.inner_loop import InnerStep
 from models.item_tables import ItemTables
 from models.meta_parameters import MetaParameters
 from models.popularity import NUM_BUCKETS, bucket_of
 from models.ranker import Ranker, Step, TaskBatch, exclusions
 from models.top_items import best_rows
+from pipeline.adaptation import CHUNK_SIZES
 from tests.benchmarks.measuring import medians, table
 from tests.benchmarks.scene import NUM_ITEMS, SUPPORT_SIZE, TOP_N, Options, catalogue, one_thread, parameters
 
 TABLE_USERS = 20_000
 TOLERANCE = 1e-6
-CHUNK = 64  # as the worker
+CHUNK = CHUNK_SIZES[-1]  # as the worker
+SAMPLED_CHUNK = 1024  # whose scores of the candidates stay in the cache as those of the catalogue do for CHUNK
+
+
+Way = Callable[[InnerStep, tuple[Tensor, Tensor], "Users"], Tensor]
 
 
 @dataclass
@@ -46,6 +52,11 @@ class Users:
     num_events: Tensor
     slots: Tensor
     targets: Tensor
+
+    def keep(self, slots: Tensor, state: Tensor, count: Tensor) -> None:
+        """Put the states of some users back."""
+        self.state.index_copy_(0, slots, state)
+        self.count.index_copy_(0, slots, count)
 
     def copy(self, dtype: torch.dtype = torch.float32) -> Users:
         """The same users, to be changed apart."""
@@ -86,14 +97,65 @@ def inner_step(values: MetaParameters, device: str, dtype: torch.dtype = torch.f
 
 def batched(inner: InnerStep, tables: tuple[Tensor, Tensor], users: Users, chunk: int = CHUNK) -> Tensor:
     """Deviations [U, F]; the states of the table move."""
-    out, factors = tables
+    (out, factors), prior = tables, inner.tau * users.prior
     deviations = []
     for slots, targets in zip(torch.split(users.slots, chunk), torch.split(users.targets, chunk), strict=True):
-        prediction = torch.softmax(inner.tau * torch.addmm(users.prior, users.start[slots], out.T), 1)
-        users.state[slots] = state = inner.discount * users.state[slots] + inner.residual(prediction, factors, targets)
-        users.count[slots] = count = users.count[slots] + 1
-        deviations.append(inner.deviation(state, count, users.num_events[slots]))
+        prediction = torch.softmax(torch.addmm(prior, inner.tau * users.start.index_select(0, slots), out.T), 1)
+        residual = inner.residual(prediction, factors, targets)
+        state = inner.discount * users.state.index_select(0, slots) + residual
+        count = users.count.index_select(0, slots) + 1
+        users.keep(slots, state, count)
+        deviations.append(inner.deviation(state, count, users.num_events.index_select(0, slots)))
     return torch.cat(deviations)
+
+
+def sampled(
+    inner: InnerStep, tables: tuple[Tensor, Tensor], users: Users, candidates: Candidates, chunk: int = SAMPLED_CHUNK
+) -> Tensor:
+    """The same over candidates [C] that all users share."""
+    (out, factors), columns = tables, candidates.columns
+    near, known, prior = inner.tau * out[columns].T, factors[columns], inner.tau * users.prior[columns]
+    deviations = []
+    for slots, targets in zip(torch.split(users.slots, chunk), torch.split(users.targets, chunk), strict=True):
+        start, mine = users.start.index_select(0, slots), factors.index_select(0, targets)
+        own = (start * out.index_select(0, targets)).sum(1) + users.prior.index_select(0, targets)
+        logits = torch.addmm(prior, start, near)
+        prediction = predict(logits, inner.tau * own[:, None], candidates, targets)
+        expected = torch.addmm(prediction[:, -1:] * mine, prediction[:, :-1], known)
+        state = inner.discount * users.state.index_select(0, slots) + inner.honest(mine, expected)
+        count = users.count.index_select(0, slots) + 1
+        users.keep(slots, state, count)
+        deviations.append(inner.deviation(state, count, users.num_events.index_select(0, slots)))
+    return torch.cat(deviations)
+
+
+def sampled_user_by_user(
+    inner: InnerStep, tables: tuple[Tensor, Tensor], users: Users, candidates: Candidates
+) -> Tensor:
+    """The same, written as one writes it for one user."""
+    (out, factors), columns = tables, candidates.columns
+    near, known, prior = out[columns], factors[columns], users.prior[columns]
+    deviations = []
+    for slot, target in zip(users.slots.tolist(), users.targets.tolist(), strict=True):
+        logits = inner.tau * (near @ users.start[slot] + prior) + candidates.correction
+        logits[columns == target] = -torch.inf
+        own = inner.tau * (out[target] @ users.start[slot] + users.prior[target])
+        prediction = torch.softmax(torch.cat([logits, own[None]]), 0)
+        expected = prediction[:-1] @ known + prediction[-1] * factors[target]
+        users.state[slot] = inner.discount * users.state[slot] + factors[target] - expected - inner.residual_mean
+        users.count[slot] += 1
+        deviations.append(deviation_of(inner, users, slot))
+    return torch.stack(deviations)
+
+
+def deviation_of(inner: InnerStep, users: Users, slot: int) -> Tensor:
+    """A user's deviation [F] from the state in the table."""
+    count = int(users.count[slot])
+    weight = float(count) if inner.discount == 1 else (1 - inner.discount**count) / (1 - inner.discount)
+    step = users.state[slot] / (weight * inner.metric + inner.precision) / inner.tau
+    length = float(inner.tau * (step.square() @ inner.metric).sqrt())
+    scale = min(1.0, inner.trust_radius / max(length, 1e-6 * inner.tau))
+    return step * (scale if int(users.num_events[slot]) >= inner.step_from else 0.0)
 
 
 def user_by_user(inner: InnerStep, tables: tuple[Tensor, Tensor], users: Users) -> Tensor:
@@ -105,12 +167,7 @@ def user_by_user(inner: InnerStep, tables: tuple[Tensor, Tensor], users: Users) 
         state = inner.discount * users.state[slot] + factors[target] - prediction @ factors - inner.residual_mean
         users.state[slot] = state
         users.count[slot] += 1
-        count = int(users.count[slot])
-        weight = float(count) if inner.discount == 1 else (1 - inner.discount**count) / (1 - inner.discount)
-        step = state / (weight * inner.metric + inner.precision) / inner.tau
-        length = float(inner.tau * (step.square() @ inner.metric).sqrt())
-        scale = min(1.0, inner.trust_radius / max(length, 1e-6 * inner.tau))
-        deviations.append(step * (scale if int(users.num_events[slot]) >= inner.step_from else 0.0))
+        deviations.append(deviation_of(inner, users, slot))
     return torch.stack(deviations)
 
 
@@ -135,13 +192,17 @@ def tasks_of(num_users: int, values: MetaParameters, device: str) -> tuple[TaskB
     return _mapped(tasks, lambda column: column.to(device)), priors.to(device), targets.to(device)
 
 
-def in_chunks(ranker: Ranker, work: tuple[TaskBatch, Tensor, Tensor], chunk: int) -> list[Step]:
+def in_chunks(
+    ranker: Ranker, work: tuple[TaskBatch, Tensor, Tensor], chunk: int, candidates: Candidates | None = None
+) -> list[Step]:
     """`Ranker.step` over all users, `chunk` at a time."""
     tasks, priors, targets = work
     steps = []
     for first in range(0, len(targets), chunk):
         rows = slice(first, first + chunk)
-        steps.append(ranker.step(_mapped(tasks, lambda column: column[rows]), priors, targets[rows]))  # noqa: B023
+        now = _mapped(tasks, lambda column: column[rows])  # noqa: B023 - called at once
+        near = candidates and Candidates(*(column.repeat(len(now.support), 1) for column in candidates))
+        steps.append(ranker.step(now, priors, targets[rows], None, near))
     return steps
 
 
@@ -166,14 +227,14 @@ def double_ranker(values: MetaParameters, items: ItemTables) -> Ranker:
     return Ranker(doubled, ItemTables(**{name: precise(tensor) for name, tensor in vars(items).items()}))
 
 
-def check_step(values: MetaParameters, items: ItemTables, users: Users, device: str) -> float:
-    """Largest difference from float64, relative to the largest value; batched and user by user. At most TOLERANCE."""
+def check_step(values: MetaParameters, items: ItemTables, users: Users, device: str, *, ways: Sequence[Way]) -> float:
+    """Largest difference of all ways from the first in float64, relative to the largest value. At most TOLERANCE."""
     tables = tables_of(values, items)
     precise = tables[0].double(), tables[1].double()
     reference = users.copy(torch.float64)
-    expected = batched(inner_step(values, device, torch.float64), precise, reference, chunk=len(users.slots))
+    expected = ways[0](inner_step(values, device, torch.float64), precise, reference)
     worst = 0.0
-    for compute in (batched, user_by_user):
+    for compute in ways:
         mine = users.copy()
         found = compute(inner_step(values, device), tables, mine)
         worst = max(worst, difference(found, expected), difference(mine.state, reference.state))
@@ -182,12 +243,14 @@ def check_step(values: MetaParameters, items: ItemTables, users: Users, device: 
     return worst
 
 
-def check_ranker(values: MetaParameters, items: ItemTables, work: tuple[TaskBatch, Tensor, Tensor]) -> float:
+def check_ranker(
+    values: MetaParameters, items: ItemTables, work: tuple[TaskBatch, Tensor, Tensor], near: Candidates | None
+) -> float:
     """The same for `Ranker.step`: states and losses."""
     tasks, priors, targets = work
     precise = _mapped(tasks, lambda column: column.double() if column.is_floating_point() else column)
-    expected = in_chunks(double_ranker(values, items), (precise, priors.double(), targets), len(targets))[0]
-    found = in_chunks(Ranker(values, items), work, CHUNK)
+    expected = in_chunks(double_ranker(values, items), (precise, priors.double(), targets), len(targets), near)[0]
+    found = in_chunks(Ranker(values, items), work, CHUNK, near)
     worst = max(
         difference(torch.cat([getattr(step, name) for step in found]), getattr(expected, name))
         for name in ("state", "loss_adapted", "loss_start")
@@ -211,6 +274,8 @@ def measure(
     work, ranker = tasks_of(num_users, values, device), Ranker(values, items)
     few = tasks_of(max(8, num_users // 32), values, device)
     inner, one = inner_step(values, device), replace_slots(users, max(8, num_users // 32))
+    near = draw(values.item_events.to(device), min(Ranker.sampling.num, num_items), turn=0)
+    by_sample, by_sample_alone = partial(sampled, candidates=near), partial(sampled_user_by_user, candidates=near)
     vectors, queries = items.vectors, torch.cat([users.start, users.state], 1)[users.slots]
 
     def top() -> None:
@@ -232,19 +297,26 @@ def measure(
         {
             "step": lambda: batched(inner, tables, users, chunk),
             "step, user by user": lambda: user_by_user(inner, tables, one),
+            "sampled": lambda: by_sample(inner, tables, users),
+            "sampled, user by user": lambda: by_sample_alone(inner, tables, one),
             "ranker": lambda: in_chunks(ranker, work, chunk),
             "ranker, user by user": lambda: in_chunks(ranker, few, 1),
+            "sampled ranker": lambda: in_chunks(ranker, work, chunk, near),
+            "sampled ranker, user by user": lambda: in_chunks(ranker, few, 1, near),
             "top": top,
             "top, user by user": top_by_user,
         },
         repeats=repeats,
         clock=clock,
     )
-    differences = check_step(values, items, users, device), check_ranker(values, items, few)
+    off_step = check_step(values, items, users, device, ways=(batched, user_by_user))
+    off_sampled = check_step(values, items, users, device, ways=(by_sample, by_sample_alone))
     rows = []
     for name, title, off in (
-        ("step", "inner step", f"{differences[0]:.0e}"),
-        ("ranker", "Ranker.step (start from support, losses, ranks)", f"{differences[1]:.0e}"),
+        ("step", "inner step, whole catalogue", f"{off_step:.0e}"),
+        ("sampled", f"inner step, {Ranker.sampling.num + 1} candidates", f"{off_sampled:.0e}"),
+        ("ranker", "Ranker.step (start from support, losses, ranks)", f"{check_ranker(values, items, few, None):.0e}"),
+        ("sampled ranker", "Ranker.step, candidates", f"{check_ranker(values, items, few, near):.0e}"),
         ("top", f"top {TOP_N}, matrix product included", "exact"),
     ):
         mine, other = num_users / seconds[name], len(one.slots) / seconds[f"{name}, user by user"]
@@ -257,7 +329,14 @@ def replace_slots(users: Users, num_users: int) -> Users:
     return replace(users, slots=users.slots[:num_users], targets=users.targets[:num_users])
 
 
-COLUMNS = ("work, chunks of 64", "items", "users/s", "user by user", "ratio", "from float64")
+COLUMNS = (
+    f"work, chunks of {CHUNK}, candidates {SAMPLED_CHUNK}",
+    "items",
+    "users/s",
+    "user by user",
+    "ratio",
+    "from float64",
+)
 
 
 def main(options: Options) -> None:
@@ -268,5 +347,3 @@ def main(options: Options) -> None:
         num_users, repeats = (128, 1) if options.quick else (2048, 7)
         rows += measure(num_items, num_users=num_users, repeats=repeats)
     print(table("(b) inner loop, users per CPU-second of one core (median of interleaved runs)", COLUMNS, rows))
-    if not hasattr(ranker_module, "sampled"):
-        print("sampled candidates: not there, the worker scores the whole catalogue")

@@ -48,7 +48,7 @@ def test_a_step_that_is_wrong_does_not_pass_for_equal() -> None:
     values = parameters(300)
     items = catalogue(values).tables
     users = inner_step.draw_users(values, 64, "cpu")
-    inner_step.check_step(values, items, users, "cpu")
+    inner_step.check_step(values, items, users, "cpu", ways=(inner_step.batched, inner_step.user_by_user))
     wrong = inner_step.draw_users(values, 64, "cpu")
     wrong.start = wrong.start + 1e-3 * torch.randn_like(wrong.start)
     expected = inner_step.batched(inner_step.inner_step(values, "cpu"), inner_step.tables_of(values, items), users)
