@@ -29,6 +29,7 @@ def register(app: typer.Typer) -> None:
     app.command("meta-train")(meta_train)
     app.command()(worker)
     app.command()(trainer)
+    app.command()(monitor)
     app.command()(config)
 
 
@@ -240,6 +241,26 @@ def trainer(
     from pipeline.settings import Settings
 
     raise typer.Exit(training.run(Settings.load(), once=once))
+
+
+def monitor() -> None:
+    """Run the monitor: find drift, decide, watch versions.
+
+    In the foreground; one watches, others stand by. Needs the writer's login.
+
+    Reads what the workers record of every prediction, exactly once, and asks for a new meta-training only where that
+    pays: `innerloop drift explain` says why, or why not. Prints one line {"event": "ready", …} once it watches. SIGTERM
+    ends it with 0; killed in any other way, it goes on where it was.
+
+    \b
+    Examples:
+      innerloop monitor
+      INNERLOOP_DRIFT_SECONDS=1 INNERLOOP_DRIFT_COST=200 innerloop monitor
+    """
+    from pipeline import monitor as watching
+    from pipeline.settings import Settings
+
+    raise typer.Exit(watching.run(Settings.load()))
 
 
 def config(json: AsJson = False) -> None:

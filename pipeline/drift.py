@@ -108,14 +108,20 @@ class Alarm:
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """What the first alarm for the worse opened: the alarm, and the loss that was expected before it."""
+    """What the first alarm for the worse opened: the alarm, the loss that was expected, and the gain, before it."""
 
     alarm: Alarm
     reference: Expectation
+    usual_gain: float
 
     def expected(self, observations: Observations) -> Floats:
         """The loss to be expected of these events, had nothing changed. [E]"""
         return self.reference.of(observations.cells, observations.hours)
+
+    def state(self) -> dict[str, Any]:
+        """Plain numbers."""
+        kept = {"alarm": asdict(self.alarm), "reference": self.reference.state()}
+        return kept | {"usual_gain": self.usual_gain}
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,7 +191,8 @@ class DriftMonitor:
         self._changed |= {alarm.series for alarm in alarms} & set(QUANTITIES)
         worse = [alarm for alarm in alarms if alarm.worse]
         if worse and self.case is None:
-            self.case = Case(worse[0], Expectation.restore(self.expectations["loss"].state()))
+            reference = Expectation.restore(self.expectations["loss"].state())
+            self.case = Case(worse[0], reference, self.expectations["gain"].level)
         if self._in_block == BLOCK:
             self._learn()
         return alarms
@@ -248,7 +255,7 @@ class DriftMonitor:
             "num_fed": self.num_fed,
             "num_unusable": self.num_unusable,
             "changed": sorted(self._changed),
-            "case": {"alarm": asdict(self.case.alarm), "reference": self.case.reference.state()} if self.case else None,
+            "case": self.case.state() if self.case else None,
             "block": {c.name: getattr(block, c.name).tolist() for c in fields(block)} if block else None,
         }
         return numbers, {series: detector.inputs for series, detector in self.detectors.items()}
@@ -259,7 +266,7 @@ class DriftMonitor:
     ) -> DriftMonitor:
         """What `state` described."""
         found = cls(sensitivity)
-        found.expectations = {name: Expectation.restore(state) for name, state in numbers["expectations"].items()}
+        found.expectations = {name: Expectation.restore(numbers["expectations"][name]) for name in QUANTITIES}
         found.scenes, found.num_fed = list(numbers["scenes"]), numbers["num_fed"]
         found.num_unusable, found._changed = numbers["num_unusable"], set(numbers["changed"])
         s = found.sensitivity
@@ -268,7 +275,8 @@ class DriftMonitor:
             delta, window = (s.overall, s.window) if overall else (s.segment, s.segment_window)
             found.detectors[series] = Detector(delta, window, kept)
         if case := numbers["case"]:
-            found.case = Case(Alarm(**case["alarm"]), Expectation.restore(case["reference"]))
+            reference = Expectation.restore(case["reference"])
+            found.case = Case(Alarm(**case["alarm"]), reference, case["usual_gain"])
         if numbers["block"]:
             kinds = {"scenes": np.str_, "new_items": np.bool_, "loss": np.float64, "start": np.float64}
             columns: dict[str, Any] = {

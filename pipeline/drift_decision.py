@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Verdict = Literal["retrain", "wait", "no"]
+UNKNOWN_GAIN = "what a refit would gain is not known yet"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +57,10 @@ class Thresholds:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evidence:
-    """What the labels since an alarm say. `worse` and `standard_error` are relative to the expected loss."""
+    """What the labels since an alarm say. `worse` and `standard_error` are relative to the expected loss.
+
+    `absorbed`: nats per label that the adapters take off the start's loss beyond what they took before.
+    """
 
     labels: int
     users: int
@@ -65,6 +69,7 @@ class Evidence:
     standard_error: float
     worse_lately: float
     top_share: float
+    absorbed: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -177,7 +182,7 @@ def decide(evidence: Evidence | None, now: Circumstances, limits: Thresholds) ->
         if refusal:
             return Decision("no", (refusal,))
     if now.gain is None and not waits:
-        waits.append("what a refit would gain is not known yet")
+        waits.append(UNKNOWN_GAIN)
     if waits:
         return Decision("wait", tuple(waits))
     gain = now.gain or 0.0

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import logging
 import os
 import signal
 import sys
@@ -34,6 +33,7 @@ from pipeline.chunks import Chunk, cut
 from pipeline.embeddings import cached_embeddings
 from pipeline.failpoints import arm, reach
 from pipeline.inbox import Inbox
+from pipeline.logs import quieten_logs
 from pipeline.loop import Loop, TopicRecreated
 from pipeline.loop_versions import Sources
 from pipeline.settings import Settings
@@ -328,34 +328,3 @@ def _embeddings(settings: Settings) -> Callable[[Any, MetaParameters], torch.Ten
         return cached_embeddings(encoder, texts, settings.home / "cache").to(settings.device)
 
     return embed
-
-
-class _SeldomRepeated(logging.Filter):
-    """Lets a message of one kind pass once in ten seconds: a broker that is away would log fifty lines a second."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._passed: dict[tuple[str, str], float] = {}
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        key, now = (record.name, str(record.msg)), time.monotonic()
-        if now - self._passed.get(key, -1e9) < 10.0:
-            return False
-        self._passed[key] = now
-        return True
-
-
-def quieten_logs() -> None:
-    """Send structlog to stderr; the libraries' warnings with it, each kind once in ten seconds."""
-    structlog.configure(
-        processors=[
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.format_exc_info,
-            structlog.processors.JSONRenderer(),
-        ],
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-    )
-    handler = logging.StreamHandler(sys.stderr)
-    handler.addFilter(_SeldomRepeated())
-    logging.basicConfig(level=logging.WARNING, handlers=[handler], format="%(levelname)s %(name)s %(message)s")

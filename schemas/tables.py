@@ -48,6 +48,10 @@ def _stamp(name: str) -> Column[Any]:
     return _required(name, DateTime(timezone=True), func.now())
 
 
+def _clock(name: str) -> Column[Any]:
+    return _required(name, DateTime(timezone=True), func.clock_timestamp())
+
+
 def _of_partition() -> tuple[Column[Any], Column[Any]]:
     return Column("topic", Text, primary_key=True), Column("partition", Integer, primary_key=True, autoincrement=False)
 
@@ -262,7 +266,7 @@ audit = Table(
     "audit",
     metadata,
     Column("audit", BigInteger, Identity(), primary_key=True),
-    _required("at", DateTime(timezone=True), func.clock_timestamp()),
+    _clock("at"),
     _required("login", Text, text("SESSION_USER")),
     _required("actor", Text),
     _required("action", Text),
@@ -279,4 +283,90 @@ popular_items = Table(
     _required("scores", FLOAT8S),
     _required("meta_version", Integer),
     _stamp("updated_at"),
+)
+
+drift_positions = Table(
+    "drift_positions",
+    metadata,
+    *_of_partition(),
+    _required("next_offset", BigInteger),
+    _required("applied", BigInteger),
+)
+
+drift_state = Table(
+    "drift_state",
+    metadata,
+    Column("topic", Text, primary_key=True),
+    Column("name", Text, primary_key=True),
+    _required("numbers", JSONB, text("'{}'")),
+    _required("inputs", LargeBinary, text("''")),
+)
+
+drift_monitors = Table(
+    "drift_monitors",
+    metadata,
+    Column("topic", Text, primary_key=True),
+    _required("holder", Text),
+    _clock("ready_at"),
+    _clock("seen_at"),
+    Column("meta_version", Integer),
+    _required("labels", BigInteger, text("0")),
+    _required("blind", Text, text("''")),
+    Column("case_series", Text),
+    _required("inputs", JSONB, text("'{}'")),
+)
+
+drift_alarms = Table(
+    "drift_alarms",
+    metadata,
+    Column("alarm", BigInteger, Identity(), primary_key=True),
+    _required("topic", Text),
+    _clock("found_at"),
+    _required("record_time", BigInteger),
+    Column("meta_version", Integer),
+    _required("series", Text),
+    _required("label", BigInteger),
+    _required("mean_before", Double),
+    _required("mean_after", Double),
+    _required("worse", Boolean),
+    Index("drift_alarms_record_time", "topic", "record_time"),
+)
+
+drift_decisions = Table(
+    "drift_decisions",
+    metadata,
+    Column("decision", BigInteger, Identity(), primary_key=True),
+    _required("topic", Text),
+    _clock("decided_at"),
+    _required("record_time", BigInteger),
+    Column("meta_version", Integer),
+    _required("verdict", Text),
+    _required("reason", Text),
+    _required("inputs", JSONB),
+    _required("thresholds", JSONB),
+    Index("drift_decisions_topic", "topic", "decision"),
+)
+
+drift_freezes = Table(
+    "drift_freezes",
+    metadata,
+    Column("number", BigInteger, Identity(), primary_key=True),
+    _clock("from_at"),
+    Column("until_at", DateTime(timezone=True)),
+    _required("login", Text, text("session_user")),
+    _required("reason", Text),
+    Index("drift_freezes_one_open", text("(until_at IS NULL)"), unique=True, postgresql_where=text("until_at IS NULL")),
+)
+
+prequential_hours = Table(
+    "prequential_hours",
+    metadata,
+    *_of_partition(),
+    Column("hour", DateTime(timezone=True), primary_key=True),
+    Column("meta_version", Integer, primary_key=True, autoincrement=False),
+    Column("kind", Text, primary_key=True),
+    Column("segment", Text, primary_key=True),
+    _required("num_labels", BigInteger),
+    _required("num_unknown", BigInteger),
+    *(_required(name, Double) for name in ("loss_adapted", "loss_start", "gain_squares", "ndcg_adapted", "ndcg_start")),
 )

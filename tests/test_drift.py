@@ -32,7 +32,7 @@ def fingerprint(watched: DriftMonitor) -> str:
 
 def restored(watched: DriftMonitor, sensitivity: Sensitivity | None = None) -> DriftMonitor:
     numbers, inputs = watched.state()
-    return DriftMonitor.restore(json.loads(json.dumps(numbers)), inputs, sensitivity)
+    return DriftMonitor.restore(json.loads(json.dumps(numbers, sort_keys=True)), inputs, sensitivity)
 
 
 def test_a_rise_is_an_alarm_within_400_events_and_opens_a_case() -> None:

@@ -19,10 +19,11 @@ from typing import Any
 import faust
 
 from pipeline.chunks import Chunk
+from pipeline.logs import quieten_logs
 from pipeline.loop import Loop
 from pipeline.settings import Settings
 from pipeline.store import SESSION
-from pipeline.worker import build_loop, quieten_logs
+from pipeline.worker import build_loop
 from schemas.database import connect_engine
 from tests.benchmarks.scene import one_thread
 from tests.factories import Record

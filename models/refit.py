@@ -1,0 +1,98 @@
+"""A cheap probe of what training again would gain: the linear parts refitted on a recent window, judged after it.
+
+Item-item tables, factors and popularity are closed forms of a window; weights, inner step and calibration, which cost
+the most, stay those of the version. Letters: E events, N items, T text dimensions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from models import inner_tuning
+from models.episodes import Interactions
+from models.item_tables import assemble_items
+from models.meta_parameters import MetaParameters
+from models.ranker import LOSS_LIMIT, Ranker
+from models.replay import Replay, replay_start
+from models.table_fitting import Choices, Window, fit, popularity_moments
+
+MOST_JUDGED = 1500  # events, at random
+_COUNT_LIVES = 4  # half-lives of popularity that are counted before the judged events
+
+
+def refit_gain(
+    parameters: MetaParameters,
+    interactions: Interactions,
+    text_embeddings: Tensor,
+    item_ids: tuple[str, ...],
+    *,
+    recent: int,
+    seed: int = 0,
+) -> float:
+    """Loss per event that tables fitted on the window's first half save on its second, under the start.
+
+    Both predict the same events from the same supports; negative where the version in use does better.
+
+    Args:
+        parameters: the version that serves.
+        interactions: all positives, the window's last.
+        text_embeddings: [N, T].
+        item_ids: N ids, ascending by their bytes.
+        recent: how many of the newest events are the window, at least two.
+        seed: of the events that are judged, and of the factors.
+
+    """
+    start, total = len(interactions) - recent, len(interactions)
+    middle = start + recent // 2
+    window = Window(
+        interactions.select(torch.arange(start, middle)),
+        text_embeddings,
+        item_ids,
+        parameters.encoder,
+        seed,
+        parameters.support_size,
+    )
+    counted = max(0, middle - int(_COUNT_LIVES * parameters.half_life))
+    judged = _sampled(total, middle, seed)
+    before = _losses(parameters, window, interactions, judged, counted)
+    after = _losses(_refitted(parameters, window), window, interactions, judged, middle)
+    possible = torch.isfinite(before) & torch.isfinite(after)
+    return float((before - after)[possible].mean()) if possible.any() else 0.0
+
+
+def _refitted(parameters: MetaParameters, window: Window) -> MetaParameters:
+    tuned = replace(inner_tuning.OFF, tau=parameters.tau)
+    choices = Choices(
+        weights=parameters.part_weights,
+        tuned=tuned,
+        calibration=parameters.calibration,
+        moments=popularity_moments(window.interactions),
+        recommend_seen=parameters.recommend_seen,
+    )
+    return fit(window, choices)
+
+
+def _sampled(total: int, first: int, seed: int) -> Tensor:
+    """A mask [total] of events from `first` on, at most MOST_JUDGED."""
+    order = torch.randperm(total - first, generator=torch.Generator().manual_seed(seed))
+    mask = torch.zeros(total, dtype=torch.bool)
+    mask[first + order[:MOST_JUDGED]] = True
+    return mask
+
+
+def _losses(
+    parameters: MetaParameters, window: Window, interactions: Interactions, judged: Tensor, first: int
+) -> Tensor:
+    """Losses of the judged events [E] under the start, popularity counted from event `first` on; inf where excluded."""
+    trained = {item_id: row for row, item_id in enumerate(parameters.item_ids)}
+    index = torch.tensor([trained.get(item_id, -1) for item_id in window.item_ids])
+    ranker = Ranker(parameters, assemble_items(parameters, window.text_embeddings, index))
+    return _capped(replay_start(ranker, interactions, first, judged, lambda _done, _total: None), parameters.tau)
+
+
+def _capped(replay: Replay, tau: float) -> Tensor:
+    own = torch.log_softmax(tau * replay.start, 1).gather(1, replay.targets[:, None])[:, 0]
+    return torch.where(torch.isfinite(own), (-own).clamp(max=LOSS_LIMIT), torch.inf)

@@ -1,0 +1,320 @@
+"""`innerloop monitor`: reads the prequential record exactly once, finds drift, decides, and watches versions.
+
+A plain loop. Position, state and findings move in one transaction of the connection that holds the topic's advisory
+lock; the arithmetic is `pipeline.drift`'s and the verdicts `pipeline.drift_decision`'s. Killed at any moment it goes on
+where the last transaction ended; others stand by.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import threading
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any
+
+import structlog
+from sqlalchemy.exc import OperationalError
+
+from pipeline.drift import Alarm, DriftMonitor, Observations, Sensitivity
+from pipeline.drift_decision import (
+    UNKNOWN_GAIN,
+    Circumstances,
+    Decision,
+    Evidence,
+    Thresholds,
+    as_numbers,
+    decide,
+    weigh,
+)
+from pipeline.drift_inputs import InputMix
+from pipeline.drift_store import DriftStore, MonitorUnavailable, Piece
+from pipeline.failpoints import arm, reach
+from pipeline.logs import quieten_logs
+from pipeline.settings import Settings
+from schemas.database import check_role, check_schema, connect_engine
+
+log = structlog.get_logger()
+
+OK = 0
+STAND_BY_SECONDS = 0.5
+LOOK_AGAIN = 250  # labels between two looks at an open case
+EVIDENCE_BATCHES = 4000
+TRIM_SECONDS, TRIM_BATCHES = 60.0, 200
+UNUSABLE_SHARE, UNUSABLE_LABELS = 0.01, 1000
+
+
+def run(settings: Settings) -> int:
+    """Run the monitor until SIGTERM or SIGINT; gives the exit code. Raises ConfigurationError."""
+    quieten_logs()
+    arm(settings.failpoints)
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    return Monitor(settings, stop).run()
+
+
+class Monitor:
+    """The loop and what it holds; all of it is in the database after every tick."""
+
+    def __init__(self, settings: Settings, stop: threading.Event) -> None:
+        self._settings, self._stop = settings, stop
+        self._engine = connect_engine(settings.database("writer"), options="-c lock_timeout=5000")
+        self._store = DriftStore(self._engine, settings.topic_interactions)
+        self._holder = f"{socket.gethostname()}:{os.getpid()}"
+        self._limits = thresholds(settings)
+        self._sensitivity = Sensitivity(overall=settings.drift_delta, segment=settings.drift_segment_delta)
+        self._probes = ThreadPoolExecutor(1, "probe")
+        self._trimmed_at = 0.0
+
+    def run(self) -> int:
+        """Stand by, watch, and stand by again whenever the database went away."""
+        said = False
+        while not self._stop.is_set():
+            try:
+                self._check()
+                if not self._store.acquire():
+                    if not said:
+                        log.info("standing by: another monitor watches this topic")
+                    said = True
+                    self._stop.wait(STAND_BY_SECONDS)
+                    continue
+                said = False
+                self._watch()
+            except (MonitorUnavailable, OperationalError) as away:
+                log.warning("waiting", reason=str(away).split("\n")[0])
+                self._stop.wait(1.0)
+        self._store.close()
+        self._probes.shutdown(wait=False, cancel_futures=True)
+        log.info("stopped")
+        return OK
+
+    def _check(self) -> None:
+        check_schema(self._engine)
+        check_role(self._engine, "writer")
+
+    def _watch(self) -> None:
+        with self._store.transaction() as cursor:
+            self._load(cursor)
+            self._store.note_alive(cursor, self._holder, self._alive(), self._mix.report())
+        print(json.dumps({"event": "ready", "labels": self._drift.num_fed, "version": self._version}), flush=True)
+        while not self._stop.is_set():
+            started = time.monotonic()
+            read = self.tick()
+            if read == 0:
+                self._trim()
+                self._stop.wait(max(0.05, self._settings.drift_seconds - (time.monotonic() - started)))
+
+    def _load(self, cursor: Any) -> None:
+        numbers, inputs = self._store.load(cursor)
+        self._drift = (
+            DriftMonitor.restore(numbers["drift"], inputs, self._sensitivity)
+            if numbers
+            else DriftMonitor(self._sensitivity)
+        )
+        self._mix = InputMix.restore(numbers["mix"]) if numbers else InputMix()
+        self._version: int | None = numbers.get("version")
+        self._case: dict[str, Any] | None = numbers.get("case")
+        self._recent: list[list[int]] = numbers.get("recent", [])  # (labels, unusable ones) of the newest pieces
+        self._blind: str = numbers.get("blind", "")
+        self._saved, self._saved_numbers = inputs, ""
+        self._gain: float | None = None
+        self._probe: Future[float] | None = None
+
+    def tick(self) -> int:
+        """Read on, find, decide, save; gives how many micro-batches were read."""
+        with self._store.transaction() as cursor:
+            self._follow(self._store.live(cursor))
+            positions = self._store.positions(cursor)
+            pieces = self._store.read(cursor)
+            for piece in pieces:
+                positions[piece.partition] = piece.next_offset
+                alarms = self._observe(cursor, piece)
+                if alarms and self._case is None:
+                    self._open(cursor, piece, alarms[0], positions)
+            self._see(0 if pieces else self._store.unread(cursor))
+            if self._case:
+                self._consider(cursor, self._case)
+            self._save(cursor)
+            self._store.note_alive(cursor, self._holder, self._alive(), self._mix.report())
+            reach("before_monitor_commit")
+        reach("after_monitor_commit")
+        return len(pieces)
+
+    def _follow(self, version: int | None) -> None:
+        """Another live version has a level of its own, and an open case was the earlier one's."""
+        if version != self._version:
+            self._drift.restart()
+            self._version, self._case, self._gain = version, None, None
+
+    def _observe(self, cursor: Any, piece: Piece) -> list[Alarm]:
+        """Feed the labels of one micro-batch, if they are the live version's; gives the alarms for the worse."""
+        seen = piece.observations
+        self._mix.add(seen.items, seen.new_items, piece.applied_types, seen.event_ms)
+        if piece.version != self._version:
+            return []
+        unusable = self._drift.num_unusable
+        found = self._drift.observe(seen)
+        self._recent.append([len(seen), self._drift.num_unusable - unusable])
+        while len(self._recent) > 1 and sum(row[0] for row in self._recent[1:]) >= UNUSABLE_LABELS:
+            self._recent.pop(0)
+        self._store.note_alarms(cursor, found, piece.record_ms, self._version)
+        for alarm in found:
+            log.info("worse" if alarm.worse else "better", series=alarm.series, label=alarm.at)
+        return [alarm for alarm in found if alarm.worse]
+
+    def _see(self, unread: int) -> None:
+        """Say when the monitor's own input cannot be trusted, and when it can again."""
+        labels, unusable = (sum(column) for column in zip(*self._recent, strict=True)) if self._recent else (0, 0)
+        blind = ""
+        if unread:
+            blind = f"{unread:,} applied events have left no record"
+        elif unusable >= max(1.0, UNUSABLE_SHARE * labels):
+            blind = f"{unusable:,} of the last {labels:,} losses are no numbers"
+        if blind != self._blind:
+            log.warning("blind", reason=blind) if blind else log.info("not blind any more")
+        self._blind = blind
+
+    def _open(self, cursor: Any, piece: Piece, alarm: Alarm, positions: dict[int, int]) -> None:
+        """Begin a case: what was recorded after this micro-batch is its evidence, and what there is to learn from."""
+        log.info("case opened", series=alarm.series)
+        self._case = {
+            "positions": {str(partition): at for partition, at in positions.items()},
+            "record_ms": piece.record_ms,
+            "letters": self._store.letters(cursor),
+            "looked": -LOOK_AGAIN,
+            "said": "",
+        }
+
+    def _consider(self, cursor: Any, case: dict[str, Any]) -> None:
+        """Decide where there is something new to decide on; write what has changed."""
+        opened = self._drift.case
+        if opened is None:
+            return
+        labels = self._drift.num_fed - opened.alarm.at
+        answered = self._probe is not None and self._probe.done()
+        if labels - case["looked"] < LOOK_AGAIN and not answered:
+            return
+        case["looked"] = labels
+        if answered:
+            self._take_answer()
+        evidence, record_ms = self._evidence(cursor, case)
+        now = self._circumstances(cursor, case, labels, record_ms)
+        decision = decide(evidence, now, self._limits)
+        if decision.reasons == (UNKNOWN_GAIN,) and self._probe is None:
+            self._probe = self._probes.submit(self._gained, labels, evidence.absorbed if evidence else 0.0)
+        said = decision.verdict + re.sub(r"[\d,.%+−-]+", "#", decision.reason)
+        if said != case["said"]:
+            case["said"] = said
+            self._decided(cursor, case, decision, (evidence, now, record_ms))
+        if decision.verdict != "wait":
+            self._drift.close_case()
+            self._case, self._gain, self._probe = None, None, None
+
+    def _evidence(self, cursor: Any, case: dict[str, Any]) -> tuple[Evidence | None, int]:
+        positions = {int(partition): at for partition, at in case["positions"].items()}
+        pieces = self._store.read_since(cursor, positions, self._version or -1, EVIDENCE_BATCHES)
+        opened = self._drift.case
+        if not pieces or opened is None:
+            return None, case["record_ms"]
+        seen = Observations.joined([piece.observations for piece in pieces])
+        seen = seen.at(seen.finite)
+        evidence = weigh(seen.quantity("loss"), opened.expected(seen), seen.users, self._limits)
+        evidence = replace(evidence, absorbed=opened.usual_gain - float(seen.quantity("gain").mean()))
+        return evidence, max(piece.record_ms for piece in pieces)
+
+    def _circumstances(self, cursor: Any, case: dict[str, Any], labels: int, record_ms: int) -> Circumstances:
+        dead, passed = (now - then for now, then in zip(self._store.letters(cursor), case["letters"], strict=True))
+        rows = self._store.circumstances(cursor, record_ms=record_ms, label=self._drift.num_fed)
+        opened = self._drift.case
+        return Circumstances(
+            new_labels=labels,
+            days=opened.reference.days if opened else 0,
+            dead_letters=dead / passed if passed else 0.0,
+            gain=self._gain,
+            labels_per_day=self._mix.labels_per_day,
+            blind=self._blind,
+            **rows,
+        )
+
+    def _decided(
+        self, cursor: Any, case: dict[str, Any], decision: Decision, on: tuple[Evidence | None, Circumstances, int]
+    ) -> None:
+        evidence, now, record_ms = on
+        opened = self._drift.case
+        inputs = {
+            "series": opened.alarm.series if opened else None,
+            "alarm_ms": case["record_ms"],
+            "label": self._drift.num_fed,
+            "evidence": as_numbers(evidence),
+            "circumstances": as_numbers(now),
+            "inputs_of_users": self._mix.report(),
+        }
+        found = {"inputs": inputs, "thresholds": as_numbers(self._limits)}
+        self._store.note_decision(cursor, decision, (case["record_ms"], record_ms), self._version, found)
+        log.info("decided", verdict=decision.verdict, reason=decision.reason)
+
+    def _gained(self, labels: int, absorbed: float) -> float:
+        """What a refit saves beyond what the adapters take off the loss already."""
+        from pipeline.monitor_probe import gain_of_refit  # brings torch, which a quiet monitor does not need
+
+        return gain_of_refit(self._settings, labels) - max(0.0, absorbed)
+
+    def _take_answer(self) -> None:
+        probe, self._probe = self._probe, None
+        try:
+            self._gain = probe.result() if probe else None
+        except Exception as failed:  # noqa: BLE001 - a probe that fails leaves the case waiting, and says why
+            log.warning("the probe failed, it is tried again", reason=str(failed).split("\n")[0])
+
+    def _alive(self) -> tuple[int | None, int, str, str | None]:
+        opened = self._drift.case
+        return self._version, self._drift.num_fed, self._blind, opened.alarm.series if opened else None
+
+    def _save(self, cursor: Any) -> None:
+        numbers, inputs = self._drift.state()
+        changed = {name: kept for name, kept in inputs.items() if self._saved.get(name) != kept}
+        plain: dict[str, Any] = {
+            "drift": numbers,
+            "mix": self._mix.state(),
+            "version": self._version,
+            "case": self._case,
+        }
+        plain |= {"recent": self._recent, "blind": self._blind}
+        text = json.dumps(plain)
+        if changed or text != self._saved_numbers:
+            self._store.save(cursor, text, changed, list(inputs))
+        self._saved, self._saved_numbers = inputs, text
+
+    def _trim(self) -> None:
+        """Let the record's old rows become hours, a few at a time."""
+        if time.monotonic() - self._trimmed_at < TRIM_SECONDS:
+            return
+        with self._store.transaction() as cursor:
+            trimmed = self._store.trim(cursor, self._settings.drift_record_hours, TRIM_BATCHES)
+        if trimmed < TRIM_BATCHES:
+            self._trimmed_at = time.monotonic()
+
+
+def thresholds(settings: Settings) -> Thresholds:
+    """The decision's thresholds as the settings have them."""
+    return Thresholds(
+        least_worse=settings.drift_least_worse,
+        standard_errors=settings.drift_standard_errors,
+        labels=settings.drift_labels,
+        users=settings.drift_users,
+        user_weight=settings.drift_user_weight,
+        new_labels=settings.drift_new_labels,
+        cool_down_seconds=3600 * settings.drift_cool_down_hours,
+        cool_down_labels=settings.drift_cool_down_labels,
+        per_day=settings.drift_per_day,
+        dead_letters=settings.drift_dead_letters,
+        top_share=settings.drift_top_share,
+        days=settings.drift_days,
+        cost=settings.drift_cost,
+    )
