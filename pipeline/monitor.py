@@ -16,7 +16,8 @@ import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
-from typing import Any
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
 
 import structlog
 from sqlalchemy.exc import OperationalError
@@ -38,6 +39,9 @@ from pipeline.failpoints import arm, reach
 from pipeline.logs import quieten_logs
 from pipeline.settings import Settings
 from schemas.database import check_role, check_schema, connect_engine
+
+if TYPE_CHECKING:
+    from pipeline.judgement import Rules
 
 log = structlog.get_logger()
 
@@ -70,7 +74,7 @@ class Monitor:
         self._limits = thresholds(settings)
         self._sensitivity = Sensitivity(overall=settings.drift_delta, segment=settings.drift_segment_delta)
         self._probes = ThreadPoolExecutor(1, "probe")
-        self._trimmed_at = 0.0
+        self._trimmed_at, self._watched_at = -TRIM_SECONDS, -1e9
 
     def run(self) -> int:
         """Stand by, watch, and stand by again whenever the database went away."""
@@ -106,9 +110,23 @@ class Monitor:
         while not self._stop.is_set():
             started = time.monotonic()
             read = self.tick()
+            self._watch_versions()
             if read == 0:
                 self._trim()
                 self._stop.wait(max(0.05, self._settings.drift_seconds - (time.monotonic() - started)))
+
+    def _watch_versions(self) -> None:
+        """Let promotion look at the canary and the live version, as often as the record is read."""
+        if time.monotonic() - self._watched_at < self._settings.drift_seconds:
+            return
+        self._watched_at = time.monotonic()
+        from pipeline import promotion  # brings torch
+        from pipeline.artefacts import Artefacts
+
+        s = self._settings
+        watched = promotion.Watched(self._engine, Artefacts(s.artefacts_place()), s.topic_interactions)
+        for done in promotion.watch(watched, promotion_rules(s), now=datetime.now(UTC)):
+            log.info("versions", done=done)
 
     def _load(self, cursor: Any) -> None:
         numbers, inputs = self._store.load(cursor)
@@ -299,6 +317,18 @@ class Monitor:
             trimmed = self._store.trim(cursor, self._settings.drift_record_hours, TRIM_BATCHES)
         if trimmed < TRIM_BATCHES:
             self._trimmed_at = time.monotonic()
+
+
+def promotion_rules(settings: Settings) -> Rules:
+    """When a version may go on, as the settings have it."""
+    from pipeline.judgement import Rules
+
+    return Rules(
+        least_events=settings.promote_events,
+        least_users=settings.promote_users,
+        canary_events=settings.canary_events,
+        canary_hours=settings.canary_hours,
+    )
 
 
 def thresholds(settings: Settings) -> Thresholds:
