@@ -13,6 +13,7 @@ from torch import Tensor
 
 from models import inner_tuning
 from models.episodes import Interactions
+from models.gate import Gate
 from models.item_tables import assemble_items
 from models.meta_parameters import MetaParameters
 from models.ranker import LOSS_LIMIT, Ranker
@@ -71,6 +72,7 @@ def _refitted(parameters: MetaParameters, window: Window) -> MetaParameters:
         calibration=parameters.calibration,
         moments=popularity_moments(window.interactions),
         recommend_seen=parameters.recommend_seen,
+        gate=Gate(parameters.gate_discount, parameters.gate_credit),
     )
     return fit(window, choices)
 

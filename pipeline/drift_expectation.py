@@ -19,6 +19,7 @@ Ints = NDArray[np.int64]
 
 HOUR_MS, DAY_MS = 3_600_000, 86_400_000
 LEARN_IN = 512  # events before anything is said of the next
+FAMILIAR, LATER = 4_096, 0.25  # events after which a further one counts for less
 MEMORY = 20_000.0  # events of a cell over which its mean is taken
 DAYS = 7  # whose median is an hour's season: one day of drift does not become the season
 _TRUST = 100.0  # events of an hour at which its mean counts for half
@@ -70,13 +71,16 @@ class Expectation:
             self.day = day
         plain = values - self.season[hours]
         residual = values - (self.of(cells, hours) if self.count else plain.mean())
-        num = np.bincount(cells, minlength=len(self.means)).astype(np.float64)
-        sums = np.bincount(cells, plain, minlength=len(self.means))
+        weight = (
+            1.0 if self.count < FAMILIAR else LATER
+        )  # what is known well must not follow a drift before it is found
+        num = weight * np.bincount(cells, minlength=len(self.means))
+        sums = weight * np.bincount(cells, plain, minlength=len(self.means))
         self.counts = np.minimum(self.counts + num, MEMORY)
         self.means += (sums - num * self.means) / np.maximum(self.counts, 1.0)
-        self.count = min(self.count + len(values), MEMORY)
-        self.level += (plain.sum() - len(values) * self.level) / self.count
-        self.variance += ((residual**2).sum() - len(values) * self.variance) / self.count
+        self.count = min(self.count + weight * len(values), MEMORY)
+        self.level += weight * (plain.sum() - len(values) * self.level) / self.count
+        self.variance += weight * ((residual**2).sum() - len(values) * self.variance) / self.count
         # less what tells a cell from the others, but not the level: that one may be learning the hour itself
         self._sums += np.bincount(hours, values - (self.means[cells] - self.level), minlength=24)
         self._numbers += np.bincount(hours, minlength=24)
