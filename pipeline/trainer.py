@@ -24,6 +24,7 @@ from pipeline import arithmetic, meta_training, promotion, registry, requests, t
 from pipeline.artefacts import Artefacts
 from pipeline.failpoints import arm, reach
 from pipeline.judgement import Verdict
+from pipeline.logs import quieten_logs
 from pipeline.meta_training import Learnt
 from pipeline.promotion import Watched
 from pipeline.requests import LeaseLost, Request
@@ -33,7 +34,6 @@ from pipeline.topics import BrokerUnavailable
 from pipeline.trainer_judging import Bench, alone, judge
 from pipeline.training_data import NothingToLearn, Recorded
 from pipeline.versions import Change, NotPossible, Version
-from pipeline.worker import quieten_logs
 from schemas.database import check_role, check_schema, connect_engine
 from schemas.errors import ConfigurationError
 from schemas.mapping import load_mapping
