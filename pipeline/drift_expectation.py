@@ -23,7 +23,7 @@ FAMILIAR, LATER = 4_096, 0.25  # events after which a further one counts for les
 MEMORY = 20_000.0  # events of a cell over which its mean is taken
 DAYS = 7  # whose median is an hour's season: one day of drift does not become the season
 _TRUST = 100.0  # events of an hour at which its mean counts for half
-_CELL_TRUST = 50.0
+_CELL_TRUST = 10.0
 
 
 class Expectation:
@@ -74,8 +74,9 @@ class Expectation:
         weight = (
             1.0 if self.count < FAMILIAR else LATER
         )  # what is known well must not follow a drift before it is found
-        num = weight * np.bincount(cells, minlength=len(self.means))
-        sums = weight * np.bincount(cells, plain, minlength=len(self.means))
+        weights = np.where(self.counts < FAMILIAR / len(self.means), 1.0, LATER)
+        num = weights * np.bincount(cells, minlength=len(self.means))
+        sums = weights * np.bincount(cells, plain, minlength=len(self.means))
         self.counts = np.minimum(self.counts + num, MEMORY)
         self.means += (sums - num * self.means) / np.maximum(self.counts, 1.0)
         self.count = min(self.count + weight * len(values), MEMORY)
