@@ -67,10 +67,14 @@ class Serving:
     factors: Tensor
     limits: InnerStep
 
+    def deviation(self, steps: InnerSteps, episodes: Episodes, *, second_order: bool = True) -> Tensor:
+        """What is served of the users' vectors [U, F]."""
+        vector = steps.vector(episodes.loss, episodes.context, second_order=second_order)
+        return self.limits.limited(vector, episodes.num_events)
+
     def logits(self, steps: InnerSteps, episodes: Episodes, *, second_order: bool = True) -> Tensor:
         """Adapted logits [U, N]."""
-        vector = steps.vector(episodes.loss, episodes.context, second_order=second_order)
-        return episodes.start + self.limits.limited(vector, episodes.num_events) @ self.factors.T
+        return episodes.start + self.deviation(steps, episodes, second_order=second_order) @ self.factors.T
 
 
 @dataclass(frozen=True)
@@ -135,6 +139,13 @@ def figures(steps: InnerSteps, source: EpisodeSource, numbers: Tensor, serving: 
             for found, logits in zip((adapted, start), both, strict=True):
                 found.append(set_ndcg(query_ranks(logits, episodes.query)))
     return torch.cat(adapted), torch.cat(start)
+
+
+def deviations(steps: InnerSteps, source: EpisodeSource, numbers: Tensor, serving: Serving) -> Tensor:
+    """What would be served of the vectors [E, F] in episodes of these numbers."""
+    with torch.no_grad():
+        blocks = (source.episodes(block) for block in torch.split(numbers, _BLOCK))
+        return torch.cat([serving.deviation(steps, episodes) for episodes in blocks])
 
 
 class Fitted(NamedTuple):

@@ -37,7 +37,7 @@ UNJUDGED = Judged(DEFAULT, Interval(0.0, 0.0, 0.0), 0.0)
 
 
 def tune(replay: Replay, factors: Tensor, tuned: Tuned, moments: Moments, *, seed: int) -> Judged:
-    """Choose among DISCOUNTS x CREDITS and OFF; DEFAULT where validation users do not tell them apart."""
+    """Judge the honest step as it was tuned."""
     if not tuned.pays:
         return UNJUDGED
     spread, rotation = torch.linalg.eigh(factors.T @ moments.covariance @ factors)
@@ -45,7 +45,15 @@ def tune(replay: Replay, factors: Tensor, tuned: Tuned, moments: Moments, *, see
     residuals = honest_residuals(replay, factors, tuned.tau) - moments.item_bias @ factors
     step = inner_step(spread.clamp(min=0.0), tuned.precision, tuned.tau, tuned.discount)
     deviation = step.deviation(*states_before(replay.users, residuals, tuned.discount), replay.num_events)
-    earned = _earned(replay, deviation, factors, tuned.tau)
+    return judge(replay, deviation, factors, tau=tuned.tau, seed=seed)
+
+
+def judge(replay: Replay, deviation: Tensor, factors: Tensor, *, tau: float, seed: int) -> Judged:
+    """Choose among DISCOUNTS x CREDITS and OFF; DEFAULT where validation users do not tell them apart.
+
+    deviation [E, F] is what an adapter changes before each event, in factors [N, F].
+    """
+    earned = _earned(replay, deviation, factors, tau)
     contest = Contest.of(replay)
     change = contest.figure(contest.start + contest.of_candidates(deviation, factors)) - contest.figure(contest.start)
     gates = [DEFAULT, OFF, *(Gate(*setting) for setting in product(DISCOUNTS, CREDITS))]

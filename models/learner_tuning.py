@@ -15,7 +15,7 @@ from torch import Tensor
 from models.adapters import adapter_named
 from models.episode_sources import ReplayedEpisodes, candidate_episodes, honest_episodes
 from models.episodes import Interactions
-from models.episodic_training import EpisodeSource, Fitted, Serving, figures, fit
+from models.episodic_training import EpisodeSource, Fitted, Serving, deviations, figures, fit
 from models.figures import interval, user_means
 from models.inner_tuning import Tuned
 from models.learners import HONEST, LEARNERS, RESIDUALS, InnerSteps
@@ -50,11 +50,15 @@ class Method(NamedTuple):
 
 @dataclass(frozen=True)
 class Learnt:
-    """A fitted learner in the basis [N, F] of item factors that it was fitted in, and whether it pays."""
+    """A fitted learner in the basis [N, F] of item factors that it was fitted in, and whether it pays.
+
+    deviation [E, F] is what the replay's users would have been served by the half that did not fit on them.
+    """
 
     method: Method
     steps: InnerSteps
     basis: Tensor
+    deviation: Tensor
     tuned: Tuned
     epochs: int
 
@@ -86,14 +90,17 @@ def fit_learner(
 
         return fit(learner, adapter, source, serving, seed=seed, numbers=numbers, tell=tell)
 
-    folds = everything[half], everything[~half]
-    judged = [_gains(fitted(number, folds[number]).steps, source, folds[1 - number], serving) for number in range(2)]
+    folds, deviation, judged = (everything[half], everything[~half]), torch.zeros(len(half), basis.shape[1]), []
+    for number, others in enumerate(reversed(folds)):
+        steps = fitted(number, folds[number]).steps
+        deviation[others] = deviations(steps, source, others, serving)
+        judged.append(_gains(steps, source, others, serving))
     gain = torch.cat(judged)
     error = float(gain.std()) / max(len(gain), 1) ** 0.5
     final = fitted(2, everything)
     progress(1, 1)
     tuned = Tuned(_TAU, _DISCOUNT, _PRECISION, interval(gain, seed=seed), pays=float(gain.mean()) > error)
-    return Learnt(method, final.steps, basis, tuned, final.epochs)
+    return Learnt(method, final.steps, basis, deviation, tuned, final.epochs)
 
 
 def episodes_for(

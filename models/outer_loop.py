@@ -130,7 +130,10 @@ def _validate(
     tuned, learnt = _adaptation(method, window, ranker, replay, cut, tell)
     moments = prediction_moments(replay, tuned.tau)
     factors = ranker.items.vectors[:, -ranker.state_size :]
-    judged = gate_tuning.tune(replay, factors, tuned, moments, seed=seed) if learnt is None else gate_tuning.UNJUDGED
+    if learnt and tuned.pays:
+        judged = gate_tuning.judge(replay, learnt.deviation, learnt.basis, tau=tuned.tau, seed=seed)
+    else:
+        judged = gate_tuning.tune(replay, factors, tuned, moments, seed=seed)
     figures = user_means(set_ndcg(query_ranks(replay.start, replay.query)), replay.users)
     report |= {
         "validation_events": len(replay.targets),

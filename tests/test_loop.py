@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import random
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -29,7 +31,7 @@ from pipeline.support import UserTable
 from schemas.database import connect_engine
 from schemas.events import parse_interaction
 from tests.conftest import Database
-from tests.factories import Record, chunk, event, meta_parameters, record
+from tests.factories import Record, chunk, event, learnt_fields, meta_parameters, record
 
 ITEMS = [f"item-{number}" for number in range(40)]
 PARAMETERS = meta_parameters(ITEMS[:30])
@@ -125,11 +127,23 @@ def sizes(seed: int, largest: int) -> Iterator[int]:
         yield draw.randint(1, largest)
 
 
-@pytest.mark.parametrize("from_items", [5000, 10], ids=["whole catalogue", "sampled candidates"])
+@pytest.mark.parametrize(
+    ("from_items", "method"),
+    [
+        (5000, "honest vector honest"),
+        (10, "honest vector honest"),
+        (5000, "meta-sgd lora honest"),
+        (5000, "maml vector events"),
+    ],
+)
 def test_the_same_log_gives_the_same_rows_however_it_is_cut(
-    from_items: int, services: Any, url: str, database: Database, monkeypatch: pytest.MonkeyPatch
+    from_items: int, method: str, url: str, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Ranker, "sampling", Sampling(from_items, 12))
+    learner, adapter, residuals = method.split()
+    if learner != "honest":
+        fields: dict[str, Any] = {**learnt_fields(learner, adapter), "residuals": residuals}
+        monkeypatch.setattr(sys.modules[__name__], "PARAMETERS", replace(PARAMETERS, **fields))
     records = log(2600)
     first = make_loop(url)
     assign(first)
