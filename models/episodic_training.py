@@ -24,7 +24,7 @@ STEPS = 5
 BATCH = 64
 MAX_EPOCHS = 30
 PATIENCE = 4  # epochs without a better validation figure after which training ends
-OUTER_RATE = 0.01
+OUTER_RATE = 0.001
 _BLOCK = 256
 
 

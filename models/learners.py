@@ -29,7 +29,7 @@ from models.inner_losses import InnerLoss
 HONEST = "honest"  # the MAP step of inner_loop.py, which needs no outer loop
 # What the inner loss is made of: errors before each event, by their sum or one by one; or what the start errs now.
 RESIDUALS = ("honest", "events", "support")
-PRIOR_EVENTS = 100.0  # a step is as long as if so many more events had said nothing: short histories move little
+PRIOR_EVENTS = 300.0  # a step is as long as if so many more events had said nothing: short histories move little
 
 
 @dataclass(frozen=True)
