@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -69,22 +70,33 @@ def recommend(
         say("innerloop: the catalogue is empty; feed it with `innerloop items FILE` while a worker runs")
 
 
-def status(json: AsJson = False) -> None:
+def status(
+    worker: Annotated[
+        bool, typer.Option("--worker", help="Say whether the workers of this machine are alive.")
+    ] = False,
+    json: AsJson = False,
+) -> None:
     """Show the law of the stream, lag and freshness.
 
     The law, exact at any moment: next - first = applied + dead-lettered + duplicates + dropped + skipped. A broken
     law ends the command with exit code 1. Freshness is Kafka's timestamp to the scores' transaction, last minute.
 
+    With --worker nothing is asked but the pulse of the workers that run on this machine with this INNERLOOP_HOME:
+    exit code 1 when there is none, or one has got nothing done for 30 seconds. Made for health checks.
+
     \b
     Examples:
       innerloop status
       innerloop status --json | jq .lag
+      innerloop status --worker
     """
     from pipeline import reading
     from pipeline.settings import Settings
     from schemas.database import check_schema, connect_engine
 
     settings = Settings.load()
+    if worker:
+        return _pulse(settings.home, json=json)
     broker = settings.broker if settings.database_url else settings.broker_address()
     engine = connect_engine(settings.database("reader"))
     check_schema(engine)
@@ -94,6 +106,23 @@ def status(json: AsJson = False) -> None:
     else:
         _print_status(found)
     if found.broken:
+        raise typer.Exit(1)
+
+
+def _pulse(home: Path, *, json: bool) -> None:
+    from pipeline.heartbeat import pulses
+
+    found = pulses(home)
+    if json:
+        emit_json(
+            [{"process_id": pulse.process_id, "seconds": pulse.seconds, "alive": not pulse.stale} for pulse in found]
+        )
+    elif found:
+        rows = [(pulse.process_id, pulse.seconds, "HANGS" if pulse.stale else "alive") for pulse in found]
+        print(columns(("process", "last beat, seconds ago", "state"), rows))
+    else:
+        say(f"innerloop: no worker runs on this machine with INNERLOOP_HOME={home}")
+    if not found or any(pulse.stale for pulse in found):
         raise typer.Exit(1)
 
 

@@ -82,6 +82,7 @@ class Loop:
         self._catalogue_ends: dict[tuple[str, int], int] = {}
         self._intended: dict[tuple[str, int], int] = {}
         self.stopping = False
+        self.alive: Callable[[], object] = lambda: None  # called while this waits for something
 
     @property
     def adaptation(self) -> Adaptation:
@@ -97,6 +98,7 @@ class Loop:
             if not said:
                 log.warning("no meta version is live: run `innerloop meta-train`; waiting, nothing is consumed")
                 said = True
+            self.alive()
             time.sleep(0.5)
 
     def take_over(self, bounds: Mapping[tuple[str, int], tuple[int, int]]) -> dict[tuple[str, int], int]:
@@ -298,6 +300,7 @@ class Loop:
                 if not said:
                     log.warning("the database is away, waiting", reason=str(away))
                 said = True
+                self.alive()
                 time.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311 - jitter, not a secret
                 pause = min(longest, pause * 2)
                 if self.stopping:

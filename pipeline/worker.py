@@ -32,6 +32,7 @@ from pipeline.artefacts import Artefacts
 from pipeline.chunks import Chunk, cut
 from pipeline.embeddings import cached_embeddings
 from pipeline.failpoints import arm, reach
+from pipeline.heartbeat import Heartbeat
 from pipeline.inbox import Inbox
 from pipeline.logs import quieten_logs
 from pipeline.loop import Loop, TopicRecreated
@@ -85,6 +86,7 @@ class _Worker:
         self.waiting: list[Chunk] = []  # what is beyond one batch, and interactions that wait for the catalogue
         # Two fetches may come as one batch, but it must not touch more users than can be held.
         self.most_events = min(2 * settings.batch_events, settings.cache_users)
+        self.heartbeat = Heartbeat(settings.home)
         self.idle = asyncio.Event()
         self.idle.set()
 
@@ -95,6 +97,7 @@ class _Worker:
         self.broker, url = self.settings.connection("writer")
         self.engine = connect_engine(url, options=SESSION)
         self.loop = build_loop(self.settings, self.engine)
+        self.loop.alive = self.heartbeat.beat
         await self._until_there(self._check_database)
         await self._until_there(self._check_broker)
         await self._in_thread(self.loop.wait_for_version)
@@ -193,6 +196,7 @@ class _Worker:
         while True:
             await asyncio.sleep(0.5)
             await self._in_thread(self.loop.follow)
+            self.heartbeat.beat()  # both the event loop and the thread get work done
 
     async def _report(self) -> None:
         while True:
@@ -234,6 +238,7 @@ class _Worker:
                 await asyncio.wait_for(self.app.consumer.commit(), 1.0)
             await asyncio.wait_for(self.app.stop(), 1.5)
         log.info("stopped", code=code)
+        self.heartbeat.end()
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)  # threads of the consumer may hang on a broker that is away
@@ -275,6 +280,7 @@ class _Worker:
                 if not said:
                     log.warning("waiting", reason=str(away).split("\n")[0])
                 said = True
+                self.heartbeat.beat()
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self.stopped.wait(), pause)
                 pause = min(2.0, pause * 2)

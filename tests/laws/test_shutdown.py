@@ -17,6 +17,7 @@ from contextlib import closing, contextmanager
 import pytest
 from kafka import KafkaProducer
 
+from pipeline.heartbeat import pulses
 from tests.brokers import Tansu, free_ports
 from tests.conftest import Database, Postgres
 from tests.laws.harness import (
@@ -67,6 +68,7 @@ def test_the_first_event_waits_for_the_last_item(broker: Tansu, deploy: Deploy) 
     send(broker.address, stream(300))
     with deployment.worker(batch_events=100) as worker:
         wait_until(lambda: lag(deployment) == 0, worker)
+        assert [(pulse.process_id, pulse.stale) for pulse in pulses(deployment.home)] == [(worker.process_id, False)]
     reader = deployment.database.owner_url
     offsets = query(reader, "SELECT DISTINCT from_offset FROM innerloop.activations WHERE kind = 'catalogue'")
     assert offsets == [(0,)], "events came between two parts of the catalogue"
