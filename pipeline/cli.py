@@ -12,7 +12,7 @@ import sys
 
 import typer
 
-from pipeline import cli_backtest, cli_dataset, cli_feed, cli_models, cli_read, cli_run
+from pipeline import cli_backtest, cli_dataset, cli_drift, cli_feed, cli_models, cli_read, cli_run
 from schemas.errors import ConfigurationError
 
 FAILED, CONFIGURATION = 1, 78
@@ -53,6 +53,7 @@ cli_feed.register(app)
 cli_dataset.register(app)
 cli_backtest.register(app)
 cli_read.register(app)
+cli_drift.register(app)
 cli_models.register(app)
 
 

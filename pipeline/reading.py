@@ -9,6 +9,7 @@ from typing import Any
 from sqlalchemy import Connection, Engine, text
 
 from pipeline import topics
+from pipeline.drift_reading import drift_status
 
 FRESHNESS_WINDOW_SECONDS = 60
 
@@ -122,6 +123,7 @@ def status(engine: Engine, broker: str | None, topic: str) -> Status:
         adapters = Adapters(*connection.execute(_ADAPTERS).one())
         num_open, num_dead = connection.execute(_DEAD, {"topic": topic}).one()
         fresh = freshness(connection, topic)
+        watched = drift_status(connection, topic)
     # Partitions that no worker has taken yet lag by all they hold; the law has no row for them.
     lag = sum(ends.values()) - sum(p.next_offset for p in law if p.partition in ends) if ends else None
     return Status(
@@ -137,7 +139,7 @@ def status(engine: Engine, broker: str | None, topic: str) -> Status:
         dead_letters=num_dead,
         dead_letters_open=num_open,
         broker=answer,
-        monitor="absent",
+        monitor=watched.as_line(),
     )
 
 

@@ -20,8 +20,10 @@ from psycopg2.extras import execute_values
 from pipeline import monitor as monitoring
 from pipeline.drift import Observations
 from pipeline.drift_decision import Thresholds
+from pipeline.drift_reading import drift_status
 from pipeline.monitor import Monitor
 from pipeline.settings import Settings
+from schemas.database import connect_engine
 from tests.benchmarks.drift_streams import START_MS, coins, observed
 from tests.conftest import Database
 from tests.test_loop import query, query_write
@@ -343,3 +345,38 @@ def test_the_thresholds_are_the_settings() -> None:
     changed = monitoring.thresholds(Settings.load(drift_cool_down_hours=2.0, drift_days=3, drift_cost=7.0))
     assert (changed.cool_down_seconds, changed.days, changed.cost) == (7200.0, 3, 7.0)
     assert monitoring.thresholds(Settings.load()) == Thresholds()
+
+
+def command(url: str, *words: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "INNERLOOP_DATABASE_URL": url, "INNERLOOP_BROKER": "127.0.0.1:1"}
+    return subprocess.run(
+        [sys.executable, "-m", "pipeline.cli", "drift", *words],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def test_the_commands_say_what_was_decided_and_draw_it(url: str, database: Database, tmp_path: Any) -> None:
+    assert command(database.reader_url, "status").returncode == 1, "nobody watches yet"
+    write(url, losses((4000, 0.2), (3000, 0.5)))
+    with watching(url, gain=0.3) as monitor:
+        read_all(monitor)
+    found = command(database.reader_url, "status", "--json")
+    assert json.loads(found.stdout)["verdict"] == "retrain"
+    with connect_engine(database.reader_url).connect() as connection:
+        assert drift_status(connection, "interactions").as_line().startswith("watching, 0 events behind")
+    told = command(database.reader_url, "explain", "--out", str(tmp_path / "drift.png"))
+    assert told.returncode == 0, told.stderr
+    assert "train again" in told.stdout
+    assert "refit     saves 0.3000" in told.stdout
+    assert (tmp_path / "drift.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+
+
+def test_an_operator_freezes_once_and_the_audit_knows(url: str) -> None:
+    assert command(url, "freeze", "sale until Monday").returncode == 0
+    assert command(url, "freeze", "again").returncode == 1
+    assert command(url, "unfreeze").returncode == 0
+    rows = query(url, "SELECT action, detail->>'reason' FROM innerloop.audit ORDER BY audit")
+    assert rows == [("freeze", "sale until Monday"), ("unfreeze", "sale until Monday")]
