@@ -11,7 +11,7 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from models.figures import Interval, interval, user_means
+from models.figures import Interval, interval, surest, user_means
 from models.gate import Gate
 from models.inner_tuning import Contest, Tuned, inner_step
 from models.replay import Moments, Replay, honest_residuals, states_before
@@ -60,17 +60,9 @@ def judge(replay: Replay, deviation: Tensor, factors: Tensor, *, tau: float, see
     closed = torch.stack([~gate.is_open(_tracks(replay.users, earned, gate.discount)) for gate in gates])
     # a closed gate gives the start, whose change is none
     served = user_means(torch.where(closed, 0.0, change), replay.users)
-    chosen = choose(served)
+    chosen = surest(served)
     gain = interval(served[chosen] - served[1], seed=seed)
     return Judged(gates[chosen], gain, round(float(closed[chosen].float().mean()), 4))
-
-
-def choose(figures: Tensor) -> int:
-    """The setting whose gain over the first one is surest, by users' figures [G, U]; the first unless it is likely."""
-    gains = figures - figures[0]
-    surest = gains.mean(1) - gains.std(1) / gains.shape[1] ** 0.5
-    best = int(surest.argmax())
-    return best if float(surest[best]) > 0 else 0
 
 
 def _earned(replay: Replay, deviation: Tensor, factors: Tensor, tau: float) -> Tensor:

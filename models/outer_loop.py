@@ -18,7 +18,7 @@ from models import gate_tuning, inner_tuning, popularity, repeat_fitting
 from models.calibration import calibrate
 from models.episodes import History, Interactions, earlier, following
 from models.factoring import centred
-from models.figures import interval, query_ranks, set_ndcg, user_means
+from models.figures import interval, query_ranks, set_ndcg, surest, user_means
 from models.gate import Gate
 from models.item_fitting import PARTS, part_matrices
 from models.item_tables import assemble_items
@@ -36,6 +36,8 @@ FIT_SHARE = 0.75  # of the users by first event; the others' first events begin 
 MIN_VALIDATION_USERS = 20
 MAX_LOGITS = 12_000_000  # validation events x items kept in memory
 REPEAT_SHARE = 0.2  # of events that take an item again, from which on seen items may be listed
+
+MEMORIES = (0.0, 0.3, 0.6, 1.6)  # powers of the recipe's decays; 0 never forgets
 
 Progress = Callable[[str, int, int], None]
 
@@ -104,6 +106,7 @@ def _validate(
             calibration=torch.tensor([[1.5, -7.0]]).repeat(popularity.NUM_BUCKETS, 1),
             moments=popularity_moments(interactions),
             recommend_seen=repeats >= REPEAT_SHARE,
+            decays=window.recipe.decays,
             repeat_profile=repeat_fitting.OFF.profile,
         ),
         beginning,
@@ -118,12 +121,16 @@ def _validate(
     tell("fit tables on the earlier part", 1, 1)
     unseen = _limited(interactions, unseen, seed)
     weights = _weights(window, matrices, fitted, cut, unseen)
+    decays = _memory(window, replace(fitted, part_weights=weights), cut, unseen, tell)
+    if not torch.equal(decays, fitted.part_decays):
+        fitted = replace(fitted, part_decays=decays)
+        weights = _weights(window, matrices, fitted, cut, unseen)
     ranker = _ranker(window, replace(fitted, part_weights=weights))
     del matrices
     replaying = partial(tell, "replay the later part")
     replay, again = replay_start(ranker, interactions, cut, unseen, replaying), repeat_fitting.OFF
     if neutral.recommend_seen:
-        again = _repeats(window, replay)
+        again = _repeats(window, ranker, cut)
         weights = weights * again.temperatures[:, None]
         ranker = _ranker(window, replace(fitted, part_weights=weights, repeat_profile=again.profile))
         replay = replay_start(ranker, interactions, cut, unseen, replaying)
@@ -138,6 +145,7 @@ def _validate(
     report |= {
         "validation_events": len(replay.targets),
         "start_set_ndcg": interval(figures, seed=seed).as_list(),
+        "part_decays": [round(decay, 3) for decay in decays.tolist()],
         "gain_of_repeats": again.gain.as_list(),
         "gain_of_inner_step": tuned.gain.as_list(),
         **method._asdict(),
@@ -156,6 +164,7 @@ def _validate(
         gate=judged.gate,
         calibration=calibrate(replay, seed=seed),
         moments=moments,
+        decays=decays,
         repeat_profile=again.profile,
     )
     return choices, report
@@ -177,6 +186,7 @@ def _warmed(neutral: Choices, beginning: MetaParameters | None) -> Choices:
     return replace(
         neutral,
         weights=beginning.part_weights,
+        decays=beginning.part_decays,
         repeat_profile=beginning.repeat_profile,
         gate=Gate(beginning.gate_discount, beginning.gate_credit),
         calibration=beginning.calibration,
@@ -205,9 +215,9 @@ def _split(interactions: Interactions) -> tuple[int, Tensor]:
     return cut, unseen
 
 
-def _limited(interactions: Interactions, mask: Tensor, seed: int) -> Tensor:
+def _limited(interactions: Interactions, mask: Tensor, seed: int, most_logits: int = MAX_LOGITS) -> Tensor:
     """Keep whole users, at random, as long as their predictions fit into memory."""
-    most = MAX_LOGITS // interactions.num_items
+    most = most_logits // interactions.num_items
     users, counts = torch.unique(interactions.users[mask], return_counts=True)
     order = torch.randperm(len(users), generator=torch.Generator().manual_seed(seed))
     kept = users[order][torch.cumsum(counts[order], 0) <= most]
@@ -220,8 +230,25 @@ def _repeat_share(interactions: Interactions) -> float:
     return 1.0 - distinct / len(interactions)
 
 
-def _repeats(window: Window, replay: Replay) -> repeat_fitting.Repeats:
+def _memory(window: Window, parameters: MetaParameters, cut: int, unseen: Tensor, tell: Progress) -> Tensor:
+    """How long the start remembers: the decays [P] that are surest to rank better than those of the parameters."""
+    unseen = _limited(window.interactions, unseen, window.seed, MAX_LOGITS // 3)
+    choices = [parameters.part_decays, *(window.recipe.decays**power for power in MEMORIES)]
+    figures = []
+    for number, decays in enumerate(choices):
+        tell("choose the length of memory", number, len(choices))
+        ranker = _ranker(window, replace(parameters, part_decays=decays))
+        replay = replay_start(ranker, window.interactions, cut, unseen, lambda _done, _total: None)
+        figures.append(user_means(set_ndcg(query_ranks(replay.start, replay.query)), replay.users))
+    tell("choose the length of memory", len(choices), len(choices))
+    return choices[surest(torch.stack(figures))]
+
+
+def _repeats(window: Window, ranker: Ranker, cut: int) -> repeat_fitting.Repeats:
+    """Fit repeats on all events from `cut` on: what a user returns to depends on nothing that was fitted before."""
     interactions = window.interactions
+    later = _limited(interactions, torch.arange(len(interactions)) >= cut, window.seed)
+    replay = replay_start(ranker, interactions, cut, later, lambda _done, _total: None)
     support = earlier(History.of(interactions.users), interactions.items, replay.events, window.support_size)
     return repeat_fitting.tune(replay, support, seed=window.seed)
 

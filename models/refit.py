@@ -72,6 +72,7 @@ def _refitted(parameters: MetaParameters, window: Window) -> MetaParameters:
         calibration=parameters.calibration,
         moments=popularity_moments(window.interactions),
         recommend_seen=parameters.recommend_seen,
+        decays=parameters.part_decays,
         repeat_profile=parameters.repeat_profile,
         gate=Gate(parameters.gate_discount, parameters.gate_credit),
     )

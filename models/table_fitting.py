@@ -47,7 +47,7 @@ class Window:
 
 @dataclass(frozen=True)
 class Choices:
-    """What validation decides: part weights [B, 1 + P], inner step, calibration [B, 2], moments in item space.
+    """What validation decides: part weights [B, 1 + P], decays [P], inner step, calibration [B, 2], moments by item.
 
     `learnt` is a fitted learner; without one the inner step is the honest one.
     """
@@ -58,6 +58,7 @@ class Choices:
     calibration: Tensor
     moments: Moments
     recommend_seen: bool
+    decays: Tensor
     repeat_profile: Tensor
     learnt: Learnt | None = None
 
@@ -66,8 +67,7 @@ def fit(window: Window, choices: Choices, matrices: list[Tensor] | None = None) 
     """Fit all tables; `matrices` are the window's centred parts where the caller has them already."""
     interactions = window.interactions
     history = History.of(interactions.users)
-    recipe = window.recipe
-    decays = recipe.decays
+    recipe, decays = window.recipe, choices.decays
     sampled = _sample(history, window.seed)
     served = factor(
         matrices if matrices is not None else centred(part_matrices(interactions, recipe)),

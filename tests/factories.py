@@ -9,10 +9,13 @@ from dataclasses import dataclass
 import torch
 
 from models.adapters import adapter_named
+from models.encoder import HashedBagOfWords
+from models.episodes import Interactions
 from models.learners import LEARNERS
 from models.meta_parameters import NUM_BUCKETS, MetaParameters
 from models.repeats import SHAPE
 from pipeline.chunks import Chunk
+from pipeline.synthetic import Plan, catalogue, draw_events
 
 NOW_MS = 1_760_000_000_000
 
@@ -113,3 +116,15 @@ def learnt_fields(learner: str, adapter: str, *, num_factors: int = 16, seed: in
         "step_rates": torch.rand(steps, made.size, generator=draw) * 30,
         "precision": torch.rand(num_factors, generator=draw) + 1.0,
     }
+
+
+def synthetic_interactions(plan: Plan) -> tuple[Interactions, torch.Tensor, tuple[str, ...]]:
+    """A synthetic stream as meta-training takes it: events, text embeddings and ids of the items."""
+    listed = sorted(catalogue(plan), key=lambda item: item["item_id"].encode())
+    ids = tuple(item["item_id"] for item in listed)
+    row_of = {item_id: row for row, item_id in enumerate(ids)}
+    events = [(drawn.user, row_of[drawn.event["item_id"]]) for drawn in draw_events(plan)]
+    users, items = torch.tensor(events).T
+    number = torch.arange(len(events))
+    embeddings = HashedBagOfWords(64).encode([item["text"] for item in listed])
+    return Interactions(users, items, number, torch.ones(len(events)), plan.items), embeddings, ids

@@ -7,7 +7,7 @@ from dataclasses import fields, replace
 import torch
 from torch import Tensor
 
-from models import gate_tuning
+from models.figures import surest
 from models.gate import DIVERGED, GATED, SERVED, UNUSED, Gate
 from models.item_tables import assemble_items
 from models.popularity import bucket_of
@@ -128,12 +128,12 @@ def test_what_has_learnt_nothing_yet_is_no_adapter() -> None:
     assert torch.equal(early.use == UNUSED, make_tasks().num_events < 30)
 
 
-def test_the_gate_is_the_default_one_unless_validation_users_say_otherwise() -> None:
+def test_a_setting_is_the_default_one_unless_validation_users_say_otherwise() -> None:
     draw = torch.Generator().manual_seed(0)
     noise = torch.randn(3, 300, generator=draw) * 0.01
-    assert gate_tuning.choose(noise) == 0
+    assert surest(noise) == 0
     better = noise + torch.tensor([[0.0], [0.0], [0.01]])
-    assert gate_tuning.choose(better) == 2
+    assert surest(better) == 2
 
 
 def test_the_track_forgets() -> None:

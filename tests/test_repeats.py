@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from models import repeat_fitting
-from models.encoder import HashedBagOfWords
 from models.episodes import History, Interactions, earlier, following
 from models.figures import interval, query_ranks, set_ndcg, user_means
 from models.item_tables import assemble_items
@@ -17,12 +16,12 @@ from models.outer_loop import meta_train
 from models.ranker import Ranker, TaskBatch
 from models.repeats import LIMIT, SHAPE, bonuses, cells
 from models.replay import Replay, replay_start
-from pipeline.synthetic import Plan, catalogue, draw_events
-from tests.factories import meta_parameters
+from pipeline.synthetic import Plan
+from tests.factories import meta_parameters, synthetic_interactions
 
 ITEMS = [f"item-{number:02d}" for number in range(40)]
 GROCERIES = Plan(
-    users=240, items=60, choices=9000, activity=0.3, arrivals=0.8, basket=4.0, repeats=0.7, habit=1.0, recency=0.97
+    users=200, items=50, choices=7000, activity=0.3, arrivals=0.8, basket=4.0, repeats=0.7, habit=1.0, recency=0.97
 )
 
 
@@ -109,17 +108,6 @@ def test_the_bonus_is_off_where_it_does_not_pay() -> None:
     assert torch.equal(found.temperatures, torch.ones(8))
 
 
-def interactions_of(plan: Plan) -> tuple[Interactions, Tensor, tuple[str, ...]]:
-    listed = sorted(catalogue(plan), key=lambda item: item["item_id"].encode())
-    ids = tuple(item["item_id"] for item in listed)
-    row_of = {item_id: row for row, item_id in enumerate(ids)}
-    events = [(drawn.user, row_of[drawn.event["item_id"]]) for drawn in draw_events(plan)]
-    users, items = torch.tensor(events).T
-    number = torch.arange(len(events))
-    embeddings = HashedBagOfWords(64).encode([item["text"] for item in listed])
-    return Interactions(users, items, number, torch.ones(len(events)), plan.items), embeddings, ids
-
-
 def judged(
     parameters: MetaParameters, embeddings: Tensor, everything: Interactions, first: int
 ) -> tuple[Tensor, Tensor]:
@@ -138,8 +126,8 @@ def judged(
 
 
 def test_on_groceries_the_served_list_is_not_below_repeating_the_support() -> None:
-    everything, embeddings, ids = interactions_of(GROCERIES)
-    first = int((everything.users == 150).nonzero()[0])
+    everything, embeddings, ids = synthetic_interactions(GROCERIES)
+    first = int((everything.users == 120).nonzero()[0])
     parameters, report = meta_train(
         everything.select(torch.arange(first)), embeddings, item_ids=ids, encoder="hashed", seed=0
     )

@@ -1,0 +1,39 @@
+"""How long the start remembers is chosen by validation users, on any data set."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from models.episodes import Interactions
+from models.outer_loop import meta_train
+from models.recipe import DEFAULT
+from pipeline.synthetic import Plan
+from tests.factories import synthetic_interactions
+
+STEADY = Plan(users=100, items=60, choices=3500, activity=0.0, arrivals=0.8, sharpness=4.0)
+
+
+def chosen_decays(interactions: Interactions, embeddings: torch.Tensor, ids: tuple[str, ...]) -> list[float]:
+    parameters, _ = meta_train(interactions, embeddings, item_ids=ids, encoder="hashed", seed=0)
+    return [round(decay, 3) for decay in parameters.part_decays.tolist()]
+
+
+def test_steady_tastes_are_remembered_longer() -> None:
+    decays = chosen_decays(*synthetic_interactions(STEADY))
+    assert all(chosen > default + 1e-3 for chosen, default in zip(decays, DEFAULT.decays.tolist(), strict=True))
+
+
+def test_users_who_only_follow_their_last_item_are_not() -> None:
+    everything, embeddings, ids = synthetic_interactions(STEADY)
+    draw = torch.Generator().manual_seed(0)
+    items, last = everything.items.clone(), dict[int, int]()
+    # every item has one of three successors, whatever came before
+    successors = torch.randint(0, everything.num_items, (everything.num_items, 3), generator=draw)
+    for event, user in enumerate(everything.users.tolist()):
+        if user in last:
+            items[event] = successors[last[user], torch.randint(3, (1,), generator=draw)]
+        last[user] = int(items[event])
+    decays = chosen_decays(replace(everything, items=items), embeddings, ids)
+    assert all(chosen <= default + 1e-3 for chosen, default in zip(decays, DEFAULT.decays.tolist(), strict=True))
