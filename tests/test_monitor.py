@@ -17,15 +17,24 @@ import psycopg2
 import pytest
 from psycopg2.extras import execute_values
 
+from models.encoder import resolve_encoder
 from pipeline import monitor as monitoring
+from pipeline import registry, topics
+from pipeline.artefacts import Artefacts
 from pipeline.drift import Observations
 from pipeline.drift_decision import Thresholds
 from pipeline.drift_reading import drift_status
+from pipeline.feeding import feed
+from pipeline.lines import open_source
 from pipeline.monitor import Monitor
+from pipeline.monitor_probe import gain_of_refit
+from pipeline.produce import Pace, interaction_record
 from pipeline.settings import Settings
 from schemas.database import connect_engine
 from tests.benchmarks.drift_streams import START_MS, coins, observed
+from tests.brokers import Tansu
 from tests.conftest import Database
+from tests.factories import event, meta_parameters
 from tests.test_loop import query, query_write
 
 QUICK = {
@@ -380,3 +389,24 @@ def test_an_operator_freezes_once_and_the_audit_knows(url: str) -> None:
     assert command(url, "unfreeze").returncode == 0
     rows = query(url, "SELECT action, detail->>'reason' FROM innerloop.audit ORDER BY audit")
     assert rows == [("freeze", "sale until Monday"), ("unfreeze", "sale until Monday")]
+
+
+def test_the_probe_reads_the_topic_and_the_live_version(database: Database, broker: Tansu, tmp_path: Any) -> None:
+    items = [f"item-{number}" for number in range(60)]
+    settings = Settings.load(
+        database_url=database.writer_url, broker=broker.address, home=tmp_path, encoder="hashed", partitions=2
+    )
+    engine = connect_engine(database.writer_url)
+    encoder = resolve_encoder("hashed", device="cpu")
+    parameters = meta_parameters(items, text_dim=encoder.size, encoder=encoder.name)
+    registry.register(engine, Artefacts(settings.artefacts_place()), parameters, metrics={}, provenance={})
+    topics.ensure_topics(broker.address, {"interactions": {}, "items": {}}, 2)
+    draw = np.random.default_rng(0)
+    rows = [(f"u{draw.integers(80)}", items[int(draw.integers(60))]) for _ in range(1500)]
+    lines = [event(user, item, f"e{place}").decode() for place, (user, item) in enumerate(rows)]
+    (tmp_path / "events.jsonl").write_text("\n".join(lines))
+    with open_source(str(tmp_path / "events.jsonl")) as source:
+        feed(broker.address, "interactions", source, interaction_record, pace=Pace())
+    gain = gain_of_refit(settings, 1000)
+    assert np.isfinite(gain)
+    assert gain != 0.0, "some event must have been judged under both"
