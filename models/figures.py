@@ -56,7 +56,7 @@ def interval(values: Tensor, *, seed: int = 0, draws: int = 1000) -> Interval:
         return Interval(0.0, 0.0, 0.0)
     generator = torch.Generator().manual_seed(seed)
     means = values[torch.randint(len(values), (draws, len(values)), generator=generator)].mean(1)
-    low, high = torch.quantile(means, torch.tensor([0.025, 0.975])).tolist()
+    low, high = torch.quantile(means, means.new_tensor([0.025, 0.975])).tolist()
     return Interval(float(values.mean()), low, high)
 
 

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 
 import psycopg2
 import pytest
+from sqlalchemy import Engine
 
 from pipeline import embedded_database
-from schemas.database import migrate
+from schemas.database import connect_engine, migrate
 from tests.brokers import ApacheKafka, Tansu, why_no_kafka
 
 TEMPLATE = "migrated"
@@ -93,6 +94,22 @@ def database(services: Postgres) -> Iterator[Database]:
     services.execute(f"CREATE DATABASE {name} TEMPLATE {TEMPLATE} OWNER innerloop_owner")
     yield Database(name, *(services.url(user, name) for user in ("owner", "writer", "reader", "postgres")))
     services.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
+def writer(database: Database) -> Iterator[Engine]:
+    """Connections with a worker's rights."""
+    engine = connect_engine(database.writer_url)
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture
+def reader(database: Database) -> Iterator[Engine]:
+    """Connections with the rights of those who read lists."""
+    engine = connect_engine(database.reader_url)
+    yield engine
+    engine.dispose()
 
 
 @pytest.fixture

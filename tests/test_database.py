@@ -23,20 +23,6 @@ USER: dict[str, Any] = {
 
 
 @pytest.fixture
-def writer(database: Database) -> Iterator[Engine]:
-    engine = connect_engine(database.writer_url)
-    yield engine
-    engine.dispose()
-
-
-@pytest.fixture
-def reader(database: Database) -> Iterator[Engine]:
-    engine = connect_engine(database.reader_url)
-    yield engine
-    engine.dispose()
-
-
-@pytest.fixture
 def owner(database: Database) -> Iterator[Engine]:
     engine = connect_engine(database.owner_url)
     yield engine

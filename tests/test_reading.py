@@ -2,7 +2,6 @@
 
 import hashlib
 import threading
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -15,20 +14,6 @@ from tests.brokers import Tansu
 from tests.conftest import Database
 
 TOPIC = "interactions"
-
-
-@pytest.fixture
-def writer(database: Database) -> Iterator[Engine]:
-    engine = connect_engine(database.writer_url)
-    yield engine
-    engine.dispose()
-
-
-@pytest.fixture
-def reader(database: Database) -> Iterator[Engine]:
-    engine = connect_engine(database.reader_url)
-    yield engine
-    engine.dispose()
 
 
 @pytest.fixture

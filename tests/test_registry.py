@@ -2,7 +2,6 @@
 
 import threading
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,13 +16,6 @@ from pipeline.artefacts import ArtefactMissing, Artefacts
 from schemas.database import connect_engine
 from tests.conftest import Database
 from tests.factories import meta_parameters
-
-
-@pytest.fixture
-def writer(database: Database) -> Iterator[Engine]:
-    engine = connect_engine(database.writer_url)
-    yield engine
-    engine.dispose()
 
 
 def register(engine: Engine, home: Path, seed: int = 0) -> registry.Registered:
