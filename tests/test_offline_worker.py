@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
 from models.encoder import HashedBagOfWords
+from models.meta_parameters import MetaParameters
 from models.ranker import Ranker
 from pipeline.catalogue import ListedItem
 from pipeline.offline_worker import MakeRanker, OfflineWorker, Recorder, TooManyUsers
@@ -21,12 +23,18 @@ ITEMS = sorted(f"item-{number}" for number in range(40))
 PARAMETERS = meta_parameters(ITEMS[:30])
 
 
-def worker(*, capacity: int = 50, num_partitions: int = 1, make_ranker: MakeRanker = Ranker) -> OfflineWorker:
+def worker(
+    parameters: MetaParameters = PARAMETERS,
+    *,
+    capacity: int = 50,
+    num_partitions: int = 1,
+    make_ranker: MakeRanker = Ranker,
+) -> OfflineWorker:
     torch.set_num_threads(1)
     items = [ListedItem(item_id, number, f"text of {item_id}", True, True) for number, item_id in enumerate(ITEMS, 1)]
     embeddings = HashedBagOfWords(16).encode([item.text for item in items])
     return OfflineWorker(
-        PARAMETERS, items, embeddings, capacity=capacity, num_partitions=num_partitions, make_ranker=make_ranker
+        parameters, items, embeddings, capacity=capacity, num_partitions=num_partitions, make_ranker=make_ranker
     )
 
 
@@ -142,14 +150,15 @@ def test_lists_name_items_by_their_ids() -> None:
 
 
 def test_a_successor_under_the_same_version_goes_on_as_if_nothing_had_changed_and_disturbs_nobody() -> None:
-    events = decoded(log(900))
-    one, undisturbed = worker(num_partitions=2), worker(num_partitions=2)
+    # gates begin anew under any other version, so here they let everything through
+    parameters, events = replace(PARAMETERS, gate_credit=1e6), decoded(log(900))
+    one, undisturbed = (worker(parameters, num_partitions=2) for _ in range(2))
     for each in (one, undisturbed):
         list(each.replay(events[:600], batch_events=100))
     items = [ListedItem(item_id, number, f"text of {item_id}", True, True) for number, item_id in enumerate(ITEMS, 1)]
     embeddings = HashedBagOfWords(16).encode([item.text for item in items])
-    same = one.successor(PARAMETERS, items, embeddings, np.eye(16))
-    afresh = one.successor(PARAMETERS, items, embeddings, None)
+    same = one.successor(parameters, items, embeddings, np.eye(16))
+    afresh = one.successor(parameters, items, embeddings, None)
     figures = [judged(list(each.replay(events[600:], batch_events=100))) for each in (same, afresh, one, undisturbed)]
     np.testing.assert_array_equal(figures[0], figures[3])
     np.testing.assert_array_equal(figures[2], figures[3])
