@@ -51,9 +51,9 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True)
 class Fetch:
-    """What one fetch brought, and the consumer generation that fetched it."""
+    """What one fetch brought, and how many seeks the consumer had behind it then."""
 
-    generation: int
+    num_seeks: int
     chunks: list[Chunk]
 
     @property
