@@ -51,9 +51,9 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True)
 class Fetch:
-    """What one fetch brought, and how many seeks the consumer had behind it then."""
+    """What one fetch brought, and the consumer generation that fetched it."""
 
-    num_seeks: int
+    generation: int
     chunks: list[Chunk]
 
     @property

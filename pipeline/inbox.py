@@ -32,8 +32,8 @@ class Inbox:
             self._num_records += fetch.num_records
             self._changed.notify_all()
 
-    async def take(self, num_seeks: Callable[[], int]) -> list[Chunk]:
-        """Wait for chunks fetched since the last seek; older ones are dropped, the seek brings their records again."""
+    async def take(self, generation: Callable[[], int]) -> list[Chunk]:
+        """Wait for chunks of the current generation; older ones are dropped, the seek brings their records again."""
         async with self._changed:
             await self._changed.wait_for(lambda: bool(self._waiting))
             chunks: list[Chunk] = []
@@ -41,7 +41,7 @@ class Inbox:
             while self._waiting and num_taken < self._max_records:
                 fetch = self._waiting.popleft()
                 self._num_records -= fetch.num_records
-                if fetch.num_seeks == num_seeks():
+                if fetch.generation == generation():
                     chunks += fetch.chunks
                     num_taken += fetch.num_records
             self._changed.notify_all()

@@ -49,16 +49,12 @@ class PositionedConsumer(driver.Consumer):  # type: ignore[misc]  # untyped base
         super().__init__(*args, **kwargs)
         self._handed_out: dict[TP, int] = {}
         self._durable: dict[TP, int] = {}
-        # Faust's generation moves before the seek, and a fetch in between begins where reading had got to before it.
-        self.num_seeks = 0  # begun: a fetch counts only if this has not moved since
-        self._seeking = False
 
     async def perform_seek(self) -> None:
         """Start each assigned partition at the position of the database. Called by Faust on every assignment."""
         assigned = {TP(tp.topic, tp.partition) for tp in self.assignment()}
         if not assigned:
             return
-        self.num_seeks, self._seeking = self.num_seeks + 1, True
         positions = dict(await self.transport.positions(assigned))
         # In the consumer's own thread: touching aiokafka from the app's thread raises KeyError in its fetcher.
         await self._thread.seek_wait(positions)
@@ -66,25 +62,24 @@ class PositionedConsumer(driver.Consumer):  # type: ignore[misc]  # untyped base
             self._read_offset[tp] = offset or None
             self._handed_out[tp] = offset
             self._durable.pop(tp, None)
-        self._seeking = False
 
     async def getmany(self, timeout: float) -> AsyncIterator[tuple[TP, ConsumerMessage]]:
         """Give one message with everything that a fetch brought; called by Faust's fetcher for ever."""
-        num_seeks, seeking = self.num_seeks, self._seeking
         records, active = await self._wait_next_records(timeout)
+        generation = self.app.consumer_generation_id
         if records is None or self.should_stop:
             return
-        if seeking or num_seeks != self.num_seeks or not self.flow_active:
-            return  # a rebalance: these records are dropped, and the seek brings them again
+        if not self.flow_active:
+            return  # a rebalance: these records are dropped, and Faust seeks before it lets the flow resume
         wanted = {
             tp: rows
             for tp, rows in records.items()
             if rows and (active is None or tp in active or tp in self._buffered_partitions)
         }
         chunks = [self._chunk(tp, rows) for tp, rows in wanted.items()]
-        if chunks:
+        if chunks and self.flow_active and self.app.consumer_generation_id == generation:
             tp = next(iter(wanted))
-            yield tp, self._as_message(tp, Fetch(num_seeks, chunks))
+            yield tp, self._as_message(tp, Fetch(generation, chunks))
 
     def _chunk(self, tp: TP, records: Sequence[Record]) -> Chunk:
         start = self._handed_out.get(tp, records[0].offset)
@@ -106,7 +101,7 @@ class PositionedConsumer(driver.Consumer):  # type: ignore[misc]  # untyped base
             0,
             0,
             tp,
-            generation_id=self.app.consumer_generation_id,
+            generation_id=fetch.generation,
         )
 
     def acknowledge(self, positions: Mapping[TP, int]) -> None:

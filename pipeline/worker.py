@@ -180,7 +180,7 @@ class _Worker:
             chunks, later = cut(ready, self.most_events)
             self.waiting = later + held
             if not chunks:
-                taken = await self.inbox.take(lambda: self.app.consumer.num_seeks)
+                taken = await self.inbox.take(lambda: self.app.consumer_generation_id)
                 self.waiting = self.waiting + taken  # as it is after the wait, in which a rebalance may have emptied it
                 continue
             self.idle.clear()

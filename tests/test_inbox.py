@@ -16,19 +16,19 @@ def records(first: int, last: int, partition: int = 0) -> Chunk:
     return chunk([record(event("u", "i", f"e{n}"), n, partition=partition) for n in range(first, last)])
 
 
-def fetch(first: int, last: int, num_seeks: int = 1) -> Fetch:
-    return Fetch(num_seeks, [records(first, last)])
+def fetch(first: int, last: int, generation: int = 1) -> Fetch:
+    return Fetch(generation, [records(first, last)])
 
 
 def spans(chunks: Sequence[Chunk]) -> list[tuple[int, int, int]]:
     return [(one.partition, one.start, one.next_offset) for one in chunks]
 
 
-def test_a_fetch_from_before_a_seek_is_dropped() -> None:
+def test_a_fetch_of_an_older_generation_is_dropped() -> None:
     async def scenario() -> None:
         inbox = Inbox(max_records=100)
-        await inbox.put(fetch(0, 5, num_seeks=1))
-        await inbox.put(fetch(3, 6, num_seeks=2))
+        await inbox.put(fetch(0, 5, generation=1))
+        await inbox.put(fetch(3, 6, generation=2))
         assert spans(await inbox.take(lambda: 2)) == [(0, 3, 6)]
 
     asyncio.run(scenario())
