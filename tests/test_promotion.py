@@ -27,7 +27,6 @@ from tests.factories import meta_parameters
 
 WHY = Change("test", "because")
 RULES = Rules(canary_events=400)
-NOW = datetime.now(UTC)
 
 
 @pytest.fixture
@@ -150,6 +149,11 @@ def test_promotions_at_the_same_time_come_one_after_the_other(on: Watched) -> No
 # --- the watch ----------------------------------------------------------------------------------------------------
 
 
+def now() -> datetime:
+    """The database's clock says when a canary began, so a suite that runs for minutes cannot have a fixed time."""
+    return datetime.now(UTC)
+
+
 def predict(
     on: Watched, partitions: list[int], version: int, loss: float, *, minutes: float, events: int = 300
 ) -> None:
@@ -169,14 +173,14 @@ def predict(
                     array_fill(false, ARRAY[%s]), %s FROM (SELECT coalesce(max(next_offset), 0) AS n
                     FROM innerloop.prequential WHERE partition = %s) AS p,
                     LATERAL (SELECT array_agg(g) AS o FROM generate_series(n, n + %s - 1) AS g) AS q""",
-                    (partition, events, NOW + timedelta(minutes=minutes), version, users, [1] * events, [2] * events,
+                    (partition, events, now() + timedelta(minutes=minutes), version, users, [1] * events, [2] * events,
                      [3] * events, losses, losses, ranks, ranks, ranks, events, [0] * events, partition, events),
                 )  # fmt: skip
         c.commit()
 
 
 def tick(on: Watched, *, hours: float = 0.1) -> list[str]:
-    return promotion.watch(on, RULES, now=NOW + timedelta(hours=hours))
+    return promotion.watch(on, RULES, now=now() + timedelta(hours=hours))
 
 
 def on_trial(on: Watched) -> tuple[list[int], list[int]]:
@@ -206,7 +210,7 @@ def test_a_canary_that_does_as_well_goes_live_and_stays_when_its_later_losses_ar
     with on.engine.begin() as connection:  # the trial's rows are of the minute before
         connection.execute(
             text("UPDATE innerloop.meta_versions SET live_since = :at WHERE version = 2"),
-            {"at": NOW + timedelta(minutes=2)},
+            {"at": now() + timedelta(minutes=2)},
         )
     predict(on, [0, 1, 2, 3], 2, 5.2, minutes=3)
     assert tick(on)[0].startswith("version 2 stays live: as good as expected")
