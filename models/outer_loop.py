@@ -16,20 +16,19 @@ from torch import Tensor
 
 from models import gate_tuning, inner_tuning, popularity, repeat_fitting
 from models.calibration import calibrate
-from models.episodes import History, Interactions, earlier, following
-from models.factoring import centred
+from models.episodes import History, Interactions, earlier
 from models.figures import interval, query_ranks, set_ndcg, surest, user_means
 from models.gate import Gate
-from models.item_fitting import PARTS, part_matrices
+from models.item_fitting import PARTS
 from models.item_tables import assemble_items
 from models.learner_tuning import Learnt, Method, fit_learner
 from models.learners import HONEST
 from models.meta_parameters import MetaParameters
-from models.part_weights import INITIAL_WEIGHTS, sample_of_bucket, scored_candidates, search
+from models.part_weights import INITIAL_WEIGHTS, weigh
 from models.ranker import Ranker
 from models.recipe import DEFAULT, Recipe
-from models.replay import QUERY, Replay, prediction_moments, replay_start
-from models.table_fitting import Choices, Window, fit, popularity_moments, support_gains
+from models.replay import Replay, prediction_moments, replay_start
+from models.table_fitting import Choices, Window, fit, popularity_moments
 
 MAX_ITEMS = 10_000  # dense [N, N] matrices: 400 MB each
 FIT_SHARE = 0.75  # of the users by first event; the others' first events begin the validation part
@@ -116,17 +115,20 @@ def _validate(
         return neutral, {**report, "inner_step": f"{inner}: too few validation users"}
     tell("fit tables on the earlier part", 0, 1)
     early = window.before(cut)
-    matrices = centred(part_matrices(early.interactions, window.recipe))
-    fitted = fit(early, neutral, matrices)
+    fitted = fit(early, neutral)
     tell("fit tables on the earlier part", 1, 1)
     unseen = _limited(interactions, unseen, seed)
-    weights = _weights(window, matrices, fitted, cut, unseen)
-    decays = _memory(window, replace(fitted, part_weights=weights), cut, unseen, tell)
+    tell("weigh the parts", 0, 1)
+    weighed = weigh(_ranker(window, fitted), interactions, cut, unseen, seed=seed)
+    fitted = replace(fitted, pairs_online=weighed.pairs_online)
+    decays = _memory(window, replace(fitted, part_weights=weighed.weights), cut, unseen, tell)
     if not torch.equal(decays, fitted.part_decays):
         fitted = replace(fitted, part_decays=decays)
-        weights = _weights(window, matrices, fitted, cut, unseen)
+        weighed = weigh(_ranker(window, fitted), interactions, cut, unseen, seed=seed)
+    weights, pairs_online = weighed.weights, weighed.pairs_online
+    fitted = replace(fitted, pairs_online=pairs_online)
+    tell("weigh the parts", 1, 1)
     ranker = _ranker(window, replace(fitted, part_weights=weights))
-    del matrices
     replaying = partial(tell, "replay the later part")
     replay, again = replay_start(ranker, interactions, cut, unseen, replaying), repeat_fitting.OFF
     if neutral.recommend_seen:
@@ -154,11 +156,15 @@ def _validate(
         "gate": {"discount": judged.gate.discount, "credit": judged.gate.credit},
         "gated_share": judged.gated_share,
         "gain_of_gate": judged.gain.as_list(),
+        "gain_of_online_pairs": weighed.gain_of_pairs.as_list(),
+        "pairs_online": "on" if pairs_online else "off: they hurt on validation users",
+        "parts_off": list(weighed.parts_off),
         "part_weights": [[round(w, 3) for w in row] for row in weights.tolist()],
     }
     choices = replace(
         neutral,
         weights=weights,
+        pairs_online=pairs_online,
         tuned=tuned,
         learnt=learnt,
         gate=judged.gate,
@@ -251,30 +257,6 @@ def _repeats(window: Window, ranker: Ranker, cut: int) -> repeat_fitting.Repeats
     replay = replay_start(ranker, interactions, cut, later, lambda _done, _total: None)
     support = earlier(History.of(interactions.users), interactions.items, replay.events, window.support_size)
     return repeat_fitting.tune(replay, support, seed=window.seed)
-
-
-def _weights(window: Window, matrices: list[Tensor], fitted: MetaParameters, cut: int, unseen: Tensor) -> Tensor:
-    """Part weights [B, 1 + P]: searched bucket by bucket where there are events to decide, initial ones elsewhere."""
-    interactions = window.interactions
-    history = History.of(interactions.users)
-    priors = popularity.priors(fitted.counts)
-    decays = support_gains(fitted.part_decays, window.support_size)
-    events = unseen.nonzero()[:, 0]
-    rows = []
-    for bucket, initial in enumerate(fitted.part_weights):
-        sample = events[sample_of_bucket(history.position[events], bucket, window.seed)]
-        if bucket == 0 or len(sample) == 0:  # without a support there is popularity only
-            rows.append(initial)
-            continue
-        support = earlier(history, interactions.items, sample, window.support_size)
-        query = following(history, interactions.items, sample, QUERY)
-        if fitted.recommend_seen:  # the parts find new items; that people return to the old ones is `models.repeats`'
-            query = torch.where((query[:, :, None] == support[:, None]).any(2), -1, query)
-        gains = decays.expand(len(sample), -1, -1)
-        prior = priors[bucket].expand(len(sample), -1)
-        scored = scored_candidates(matrices, prior, support, gains, query, initial.expand(len(sample), -1))
-        rows.append(search(scored, query, interactions.users[sample], initial))
-    return torch.stack(rows)
 
 
 def _ranker(window: Window, parameters: MetaParameters) -> Ranker:

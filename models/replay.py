@@ -16,6 +16,8 @@ from torch import Tensor
 from models import popularity
 from models.episodes import History, Interactions, earlier, following
 from models.item_tables import initial_counts
+from models.neighbours import NeighbourBlock, Neighbours, initial_pairs, stakes_of
+from models.pair_counts import WINDOW, PairTable, learn
 from models.ranker import Ranker, TaskBatch, exclusions
 
 EPOCH = 1024
@@ -50,6 +52,49 @@ class Replay:
         return Replay(**{name: column[mask] for name, column in vars(self).items()})
 
 
+class ItemSide:
+    """What moves on the item side of one partition: position popularity, and pairs where the version lets them."""
+
+    def __init__(self, ranker: Ranker, interactions: Interactions, *, pairs_online: bool | None = None) -> None:
+        """Begin with what the version brings; its items and the interactions' have the same rows."""
+        parameters = ranker.parameters
+        self.history = History.of(interactions.users)
+        self._ranker, self._interactions, self._half_life = ranker, interactions, parameters.half_life
+        self._buckets = popularity.bucket_of(self.history.position)
+        self._counts = initial_counts(parameters, ranker.items.trained_index)
+        self.priors = popularity.priors(self._counts)  # [B, N]
+        self._rows = torch.arange(ranker.items.num_items)
+        self._stakes = stakes_of(parameters)
+        self._pairs: PairTable | None = None
+        if parameters.pairs_online if pairs_online is None else pairs_online:
+            self._pairs = self._begin(ranker)
+
+    def advance(self, events: Tensor) -> None:
+        """Let events take effect."""
+        items = self._interactions.items[events]
+        self._counts = popularity.advance(self._counts, self._buckets[events], items, half_life=self._half_life)
+        self.priors = popularity.priors(self._counts)
+        if self._pairs is not None:
+            before = earlier(self.history, self._interactions.items, events, WINDOW)
+            self._block.refresh(self._pairs, learn(self._pairs, before, items, self._stakes), self._rows, self._rows)
+
+    def tasks_before(self, events: Tensor) -> TaskBatch:
+        """`tasks_before`, with the pairs as they are now."""
+        tasks = tasks_before(self._ranker, self._interactions, self.history, events)
+        if self._pairs is not None:
+            tasks.neighbours = Neighbours(self._block.items, self._block.values, torch.zeros_like(events))
+        return tasks
+
+    def _begin(self, ranker: Ranker) -> PairTable:
+        tables, trained = ranker.items, ranker.items.trained_index
+        number_of = torch.full((len(ranker.parameters.item_ids),), -1)
+        number_of[trained[trained >= 0]] = self._rows[trained >= 0]
+        pairs = initial_pairs(ranker.parameters, number_of, tables.num_items)
+        self._block = NeighbourBlock(tables, tables.neighbour_items.clone(), tables.neighbour_values.clone())
+        self._block.refresh(pairs, self._rows, self._rows, self._rows)
+        return pairs
+
+
 class Moments(NamedTuple):
     """The prediction in item space, whatever the factors: mean of (target - prediction) [N], mean covariance [N, N]."""
 
@@ -61,26 +106,26 @@ def replay_start(
     ranker: Ranker, interactions: Interactions, first: int, chosen: Tensor, progress: Callable[[int, int], None]
 ) -> Replay:
     """Predict the events of mask `chosen` [all events] from number `first` on; earlier ones are history only."""
-    history, start, events = History.of(interactions.users), list[Tensor](), list[Tensor]()
-    for now, priors in epochs(ranker, interactions, first):
+    start, events = list[Tensor](), list[Tensor]()
+    for now, side in epochs(ranker, interactions, first):
         for chunk in torch.split(now[chosen[now]], _CHUNK):
             if len(chunk):
-                start.append(ranker.logits(tasks_before(ranker, interactions, history, chunk), priors)[1])
+                start.append(ranker.logits(side.tasks_before(chunk), side.priors)[1])
                 events.append(chunk)
         progress(int(now[-1]) + 1 - first, len(interactions) - first)
-    at = torch.cat(events)
+    at, history = torch.cat(events), History.of(interactions.users)
     query = following(history, interactions.items, at, QUERY)
     return Replay(torch.cat(start), interactions.items[at], query, interactions.users[at], history.position[at], at)
 
 
-def epochs(ranker: Ranker, interactions: Interactions, first: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Event numbers from `first` on, an epoch at a time, and the priors [B, N] that hold in it."""
-    buckets = popularity.bucket_of(History.of(interactions.users).position)
-    counts = initial_counts(ranker.parameters, ranker.items.trained_index)
+def epochs(
+    ranker: Ranker, interactions: Interactions, first: int, *, pairs_online: bool | None = None
+) -> Iterator[tuple[Tensor, ItemSide]]:
+    """Event numbers from `first` on, an epoch at a time, and the item side as it is then (one object)."""
+    side = ItemSide(ranker, interactions, pairs_online=pairs_online)
     for now in torch.split(torch.arange(first, len(interactions)), EPOCH):
-        yield now, popularity.priors(counts)
-        items = interactions.items[now]
-        counts = popularity.advance(counts, buckets[now], items, half_life=ranker.parameters.half_life)
+        yield now, side
+        side.advance(now)
 
 
 def tasks_before(ranker: Ranker, interactions: Interactions, history: History, events: Tensor) -> TaskBatch:

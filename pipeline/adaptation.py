@@ -18,6 +18,8 @@ from torch import Tensor
 
 from models.candidates import Candidates
 from models.item_tables import initial_counts
+from models.neighbours import initial_pairs, stakes_of
+from models.pair_counts import WINDOW, PairTable
 from models.popularity import NUM_BUCKETS, bucket_of, priors
 from models.ranker import Ranker, TaskBatch, Top
 from pipeline.batching import (
@@ -31,9 +33,10 @@ from pipeline.batching import (
     fates,
 )
 from pipeline.catalogue import Catalogue
-from pipeline.item_statistics import EPOCH, ItemStatistics
+from pipeline.item_statistics import EPOCH, ItemStatistics, PairEvents
 from pipeline.known import Before, Known, earlier
-from pipeline.outcome import Lists, Outcome, Prequential
+from pipeline.outcome import Lists, Outcome, Prequential, joined
+from pipeline.served_pairs import ServedPairs
 from pipeline.support import Ints, Segments, UserTable, occurrence
 from schemas.event_types import CODES, DEFAULT_EVENT_TYPES
 
@@ -99,6 +102,7 @@ class Adaptation:
         self._top_n = top_n
         self._recommend_seen_setting = recommend_seen
         self._priors: dict[int, tuple[int, Tensor]] = {}
+        self._pairs: ServedPairs | None = None
 
     def beside(self) -> Adaptation:
         """Another, over the same users and statistics, for partitions under another version."""
@@ -125,6 +129,8 @@ class Adaptation:
         self._row_nos = torch.from_numpy(catalogue.item_nos)
         self._withdrawn = torch.from_numpy(catalogue.unavailable).to(ranker.items.vectors.device)
         self._priors = {}
+        online = ranker.parameters.pairs_online
+        self._pairs = ServedPairs(catalogue.tables, catalogue.item_nos, lambda: catalogue.row_of) if online else None
 
     def initial_statistics(self, offset: int) -> ItemStatistics:
         """Statistics of a partition that has none yet: the version's counts, as of this offset's epoch."""
@@ -132,31 +138,54 @@ class Adaptation:
         counts[:, self._row_nos] = initial_counts(self.ranker.parameters, self.catalogue.tables.trained_index).cpu()
         return ItemStatistics(offset // EPOCH * EPOCH, counts, self.ranker.parameters.half_life)
 
+    def take_up(self, partition: int) -> None:
+        """Let this version's half-life and pairs hold for a partition's statistics."""
+        parameters, statistics = self.ranker.parameters, self.statistics[partition]
+        statistics.half_life = parameters.half_life
+        if not parameters.pairs_online:
+            statistics.pairs = None
+            return
+        statistics.take_pairs(self.version, stakes_of(parameters), self._initial_pairs)
+
+    def _initial_pairs(self) -> PairTable:
+        numbers = [self.catalogue.number_of.get(item_id, -1) for item_id in self.ranker.parameters.item_ids]
+        return initial_pairs(self.ranker.parameters, torch.tensor(numbers), len(self.catalogue.row_of))
+
     def forget(self, partition: int) -> None:
         """Drop what is remembered of a partition: somebody else may have moved it."""
         self.table.forget_partition(partition)
         self.statistics.pop(partition, None)
         self._priors.pop(partition, None)
+        if self._pairs:
+            self._pairs.forget(partition)
 
     def apply(self, batch: MicroBatch) -> Outcome:
         """Decide every event's fate and adapt every user touched. All users must have slots, all items numbers."""
         slots = self._settle_fates(batch, self.table.slots([event.user_id for event in batch.events]))
         self._adopt(slots)
         events = self._events(batch, slots)
-        changed = self._read_priors(events)
         segments = Segments(), Segments()
         self._remember(events, *segments)
-        self._learn(events)
-        last = np.flatnonzero(occurrence(slots[::-1])[::-1] == 0)
+        is_last = occurrence(slots[::-1])[::-1] == 0
+        changed, lists, ended, log = set[int](), list[Lists](), [np.zeros(0, np.int64)], list[PairEvents]()
+        for now in _waves(events.partition, events.offset):
+            changed |= self._read_item_side(events, now, log)
+            self._learn(events, now)
+            ended.append(now[is_last[now]])
+            if len(ended[-1]):
+                bases = events.prior_rows[ended[-1]] // NUM_BUCKETS * NUM_BUCKETS
+                lists.append(self._list(slots[ended[-1]], events.priors, bases))
+        last = np.concatenate(ended)
         self.table.last_offset[slots[last]] = batch.offset[last]
         return Outcome(
             batch,
             slots[last],
-            self._list(slots[last], events.priors, events.prior_rows[last] // NUM_BUCKETS * NUM_BUCKETS),
+            joined(lists),
             self._prequential(batch, events),
             *segments,
             {partition: self.statistics[partition] for partition in np.unique(events.partition).tolist()},
             {partition: self.popular(partition) for partition in changed},
+            log,
             self.version,
             self.ranker.state_size,
             self.ranker.track_size,
@@ -235,28 +264,47 @@ class Adaptation:
             num_events=self.table.num_events[slots] + earlier(slots, positive),
         )
 
-    def _read_priors(self, events: _Events) -> set[int]:
-        """Advance the item statistics past the batch, and note which priors each event reads.
+    def _read_item_side(self, events: _Events, now: Ints, log: list[PairEvents]) -> set[int]:
+        """Move the item side to the epochs of a wave, note what its events read, and count them.
 
-        Counting needs no scores, so all epochs of the batch are known before its first round. Gives the partitions
-        whose counts have moved.
+        Gives the partitions whose counts have moved; `log` gets the pairs' events.
         """
-        changed, blocks = set[int](), list[Tensor]()
-        buckets = bucket_of(torch.from_numpy(events.num_events)).numpy()
-        epochs = events.offset // EPOCH * EPOCH
-        for partition, epoch in sorted(set(zip(events.partition.tolist(), epochs.tolist(), strict=True))):
-            now = np.flatnonzero((events.partition == partition) & (epochs == epoch))
-            statistics = self.statistics[partition]
-            if statistics.move_to(epoch):
+        changed, blocks, events.candidates = set[int](), list[Tensor](), []
+        buckets = bucket_of(torch.from_numpy(events.num_events[now])).numpy()
+        for partition in np.unique(events.partition[now]).tolist():
+            within = events.partition[now] == partition
+            mine, statistics = now[within], self.statistics[partition]
+            if statistics.move_to(int(events.offset[mine[0]])):
                 changed.add(partition)
-            events.prior_rows[now] = len(blocks) * NUM_BUCKETS + buckets[now]
+            self._refresh_pairs(partition)
+            events.prior_rows[mine] = len(blocks) * NUM_BUCKETS + buckets[within]
             blocks.append(self._prior(partition))
-            events.candidates.append(self.ranker.candidates(epoch // EPOCH))
-            counted = now[events.positive[now]]
-            statistics.add(buckets[counted], events.items[counted])
-        if blocks:
-            events.priors = torch.cat(blocks)
+            events.candidates.append(self.ranker.candidates(int(events.offset[mine[0]]) // EPOCH))
+            counted = events.positive[mine]
+            statistics.add(buckets[within][counted], events.items[mine[counted]])
+            self._count_pairs(events, mine[counted], log)
+        events.priors = torch.cat(blocks)
         return changed
+
+    def _refresh_pairs(self, partition: int) -> None:
+        pairs = self.statistics[partition].pairs
+        if self._pairs and pairs:
+            changed = pairs.take_changed()
+            if len(changed) or not self._pairs.holds(partition):
+                self._pairs.refresh(partition, pairs.table, changed)
+
+    def _count_pairs(self, events: _Events, counted: Ints, log: list[PairEvents]) -> None:
+        """Let the positives of one partition and epoch take effect with the next epoch."""
+        if not len(counted):
+            return
+        partition = int(events.partition[counted[0]])
+        pairs = self.statistics[partition].pairs
+        if pairs:
+            before = events.before.newest_items(counted, WINDOW)
+            items = events.items[counted].astype(np.int32)
+            found = PairEvents(partition, int(events.offset[counted[0]]), items, np.where(before > 0, before, -1))
+            pairs.pending.append(found)
+            log.append(found)
 
     def _prior(self, partition: int) -> Tensor:
         """Priors [B, N] of a partition's current epoch."""
@@ -278,14 +326,14 @@ class Adaptation:
         table.append_positive(slots[positive], events.items[positive], events.types[positive])
         table.append_seen(slots[marks != 0], marks[marks != 0], seen_segments)
 
-    def _learn(self, events: _Events) -> None:
-        """Predict every positive from what was known before it, and move the users' adapters.
+    def _learn(self, events: _Events, wave: Ints) -> None:
+        """Predict every positive of a wave from what was known before it, and move the users' adapters.
 
         Honest residuals need the start's predictions only, and these do not depend on the adapter: so one pass serves
         several events of a user, whose states follow one another inside a chunk (`previous`) and from chunk to chunk.
         """
         rows = self.catalogue.row_of[events.items]
-        for now in _chunks(np.flatnonzero(events.positive & (rows >= 0))):
+        for now in _chunks(wave[(events.positive & (rows >= 0))[wave]]):
             slots, size = events.slots[now], len(now)
             tasks = self._tasks(slots, events.before.of(now), events.num_events[now], events.prior_rows[now])
             targets, previous = (
@@ -363,7 +411,9 @@ class Adaptation:
             "prior_rows": _padded(prior_rows, 0),
         }
         moved = {name: column.to(device) for name, column in columns.items()}
-        return TaskBatch(**moved, excluded=self._excluded(known, len(columns["support"])))
+        neighbours = self._pairs.of(_filled(table.partition[slots], len(columns["support"]))) if self._pairs else None
+        excluded = self._excluded(known, len(columns["support"]))
+        return TaskBatch(**moved, excluded=excluded, neighbours=neighbours)
 
     def _excluded(self, known: Known, size: int) -> Tensor:
         """Dismissed, withdrawn and (unless repeated) seen items at -inf, the others at 0 [size, N]."""
@@ -397,10 +447,23 @@ def _previous(slots: Ints) -> Ints:
     return result
 
 
+def _waves(partitions: Ints, offsets: Ints) -> Iterator[Ints]:
+    """Places of events in (partition, offset) order, cut where a partition enters its next epoch."""
+    keys, block = np.unique(np.stack([partitions, offsets // EPOCH]), axis=1, return_inverse=True)
+    wave = np.r_[0, np.cumsum(keys[0][1:] == keys[0][:-1])][block.ravel()]
+    for number in range(int(wave.max(initial=-1)) + 1):
+        yield np.flatnonzero(wave == number)
+
+
 def _chunks(indices: Ints) -> Iterator[Ints]:
     largest = CHUNK_SIZES[-1]
     for first in range(0, len(indices), largest):
         yield indices[first : first + largest]
+
+
+def _filled(partitions: NDArray[np.int32], size: int) -> NDArray[np.int32]:
+    """Partitions [U] made `size` long by repeating the first; none stay none."""
+    return np.pad(partitions, (0, size - len(partitions)), mode="edge") if len(partitions) else partitions
 
 
 def _padded(rows: NDArray[np.generic], value: int) -> Tensor:

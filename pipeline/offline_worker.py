@@ -99,6 +99,7 @@ class OfflineWorker:
         self.positions = dict.fromkeys(range(num_partitions), 0)
         for partition in self.positions:
             self.adaptation.statistics[partition] = self.adaptation.initial_statistics(0)
+            self.adaptation.take_up(partition)
 
     def remember(self, events: Iterable[Interaction | Rejected]) -> None:
         """Give users the support sets and seen items of earlier events; their adapters stay empty, counts stay."""
@@ -274,7 +275,7 @@ class Recorder(Ranker):
         wanted = torch.from_numpy(np.flatnonzero((queries >= 0).any(1))).to(targets.device)
         if len(wanted):
             query = torch.from_numpy(queries).to(targets.device)[wanted]
-            self.note(_rows(_as_before(tasks, step, previous), wanted), priors, query)
+            self.note(_as_before(tasks, step, previous).taken(wanted), priors, query)
         return step
 
     def note(self, tasks: TaskBatch, priors: Tensor, query: Tensor) -> None:
@@ -283,10 +284,6 @@ class Recorder(Ranker):
         top = self.rank(tasks, priors, LISTED)
         ranks = query_ranks(adapted, query), query_ranks(start, query)
         self._noted.append(Noted(*ranks, top.items, best_rows(start, LISTED)[0], torch.sigmoid(top.logits)))
-
-
-def _rows(tasks: TaskBatch, rows: Tensor) -> TaskBatch:
-    return TaskBatch(**{field.name: getattr(tasks, field.name)[rows] for field in fields(TaskBatch)})
 
 
 def _as_before(tasks: TaskBatch, step: Step, previous: Tensor | None) -> TaskBatch:

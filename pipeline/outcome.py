@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.batching import MicroBatch
-from pipeline.item_statistics import ItemStatistics
+from pipeline.item_statistics import ItemStatistics, PairEvents
 from pipeline.support import Ints, Segments
 
 
@@ -54,6 +54,14 @@ class Lists:
     lengths: Ints
 
 
+def joined(lists: list[Lists]) -> Lists:
+    """The lists of all users, one stretch after the other; all are equally wide."""
+    if not lists:
+        return Lists(np.zeros((0, 0), np.int64), np.zeros((0, 0)), np.zeros(0, np.int64))
+    columns = zip(*((one.item_nos, one.scores, one.lengths) for one in lists), strict=True)
+    return Lists(*(np.concatenate(column) for column in columns))
+
+
 @dataclass(slots=True)
 class Outcome:
     """Everything that one micro-batch changes; written in one transaction."""
@@ -66,6 +74,7 @@ class Outcome:
     seen_segments: Segments
     statistics: dict[int, ItemStatistics]
     popular: dict[int, Lists]
+    pair_events: list[PairEvents]
     version: int
     state_size: int
     track_size: int

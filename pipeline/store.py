@@ -25,6 +25,7 @@ from pipeline.batching import Advance, DeadLetter
 from pipeline.failpoints import reach
 from pipeline.item_statistics import NUM_BUCKETS, ItemStatistics
 from pipeline.outcome import Lists, Outcome
+from pipeline.pair_rows import log_row, saved_pairs, snapshot_row
 from pipeline.support import UserTable
 from pipeline.user_rows import prequential_copy, segments_copy, states_copy
 
@@ -32,6 +33,7 @@ from pipeline.user_rows import prequential_copy, segments_copy, states_copy
 _PASSING_CODES = {
     "40001", "40P01", "55P03", "57014", "57P01", "57P02", "57P03", "25006", "25P03", "53100", "53200", "53300", "53400",
 }  # fmt: skip
+MAX_OFFSET = 2**63 - 1
 # A stopped process must not keep its row locks; a waiting one must not wait for ever.
 SESSION = "-c idle_in_transaction_session_timeout=3000 -c lock_timeout=2000"
 
@@ -92,6 +94,18 @@ SAVE_STATISTICS = """INSERT INTO innerloop.item_statistics
     counts = excluded.counts, pending_buckets = excluded.pending_buckets, pending_items = excluded.pending_items"""
 SAVE_PENDING = """UPDATE innerloop.item_statistics SET epoch_offset = %s, pending_buckets = %s, pending_items = %s
     WHERE topic = %s AND partition = %s"""
+SAVE_PAIRS = """INSERT INTO innerloop.pair_snapshots
+    (topic, partition, meta_version, epoch_offset, item_nos, others, counts, scales, users)
+    VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s)
+    ON CONFLICT (topic, partition) DO UPDATE SET meta_version = excluded.meta_version,
+    epoch_offset = excluded.epoch_offset, item_nos = excluded.item_nos, others = excluded.others,
+    counts = excluded.counts, scales = excluded.scales, users = excluded.users"""
+LOG_PAIRS = "INSERT INTO innerloop.pair_log (topic, partition, first_offset, items, before) VALUES %s"
+TRIM_PAIRS = "DELETE FROM innerloop.pair_log WHERE topic = %s AND partition = %s AND first_offset < %s"
+LOAD_PAIRS = """SELECT partition, meta_version, item_nos, others, counts, scales, users
+    FROM innerloop.pair_snapshots WHERE topic = %s AND partition = %s"""
+LOAD_PAIR_LOG = """SELECT first_offset, items, before FROM innerloop.pair_log
+    WHERE topic = %s AND partition = %s ORDER BY first_offset"""
 SAVE_POPULAR = """INSERT INTO innerloop.popular_items (topic, partition, item_nos, scores, meta_version, updated_at)
     VALUES (%s, %s, %s, %s, %s, clock_timestamp()) ON CONFLICT (topic, partition) DO UPDATE SET
     item_nos = excluded.item_nos, scores = excluded.scores, meta_version = excluded.meta_version,
@@ -214,7 +228,14 @@ class Store:
         """Item statistics of those partitions that have some."""
         with self.transaction() as cursor:
             cursor.execute(LOAD_STATISTICS, (topic, list(partitions)))
-            return {row[0]: _statistics(row[1:], half_life) for row in cursor.fetchall()}
+            found = {row[0]: _statistics(row[1:], half_life) for row in cursor.fetchall()}
+            for partition, statistics in found.items():
+                cursor.execute(LOAD_PAIRS, (topic, partition))
+                snapshot = cursor.fetchone()
+                if snapshot:
+                    cursor.execute(LOAD_PAIR_LOG, (topic, partition))
+                    statistics.saved_pairs = saved_pairs(snapshot, cursor.fetchall())
+            return found
 
     def write(self, outcome: Outcome, table: UserTable) -> None:
         """Commit everything that a micro-batch changes.
@@ -233,6 +254,10 @@ class Store:
                     raise Fenced("a user of this batch was written in another partition meanwhile")
             self._take_segments(cursor, outcome)
             _write_statistics(cursor, topic, outcome.statistics)
+            if outcome.pair_events:
+                rows = [(topic, events.partition, *log_row(events)) for events in outcome.pair_events]
+                execute_values(cursor, LOG_PAIRS, rows)
+            _write_pairs(cursor, topic, outcome.statistics)
             _write_popular(cursor, topic, outcome.popular, outcome.version)
             if outcome.prequential.applied_types:
                 cursor.execute(TAKE_PREQUENTIAL)
@@ -258,6 +283,7 @@ class Store:
                 cursor.execute(RECORD_ACTIVATION, {**row, "kind": "meta_version", "value": version})
                 cursor.execute(RECORD_ACTIVATION, {**row, "kind": "catalogue", "value": snapshot})
             _write_statistics(cursor, topic, statistics)
+            _write_pairs(cursor, topic, statistics)
             _write_popular(cursor, topic, popular, version)
             reach("mid_swap")
         _mark_saved(statistics)
@@ -351,6 +377,19 @@ def _write_statistics(cursor: psycopg2.extensions.cursor, topic: str, statistics
         cursor.execute(SAVE_STATISTICS, (topic, partition, held.epoch_offset, _array(used.tolist()), packed, *pending))
 
 
+def _write_pairs(cursor: psycopg2.extensions.cursor, topic: str, statistics: Mapping[int, ItemStatistics]) -> None:
+    """Write the snapshots that are due, and take away what they contain of the log."""
+    for partition, held in statistics.items():
+        if held.pairs and held.pairs.snapshot_due:
+            item_nos, *columns = snapshot_row(held.pairs.table)
+            packed = (psycopg2.Binary(column) for column in columns)
+            row = (topic, partition, held.pairs.version, held.epoch_offset, _array(item_nos), *packed)
+            cursor.execute(SAVE_PAIRS, row)
+            # Events that are pending stay; a version's first snapshot follows none.
+            kept = held.pairs.pending[0].first_offset if held.pairs.pending else MAX_OFFSET
+            cursor.execute(TRIM_PAIRS, (topic, partition, kept))
+
+
 def _array(numbers: Sequence[float]) -> str:
     """An array literal; psycopg2 would adapt a list number by number, in five times the time."""
     return "{" + ",".join(map(repr, numbers)) + "}"
@@ -359,6 +398,8 @@ def _array(numbers: Sequence[float]) -> str:
 def _mark_saved(statistics: Mapping[int, ItemStatistics]) -> None:
     for held in statistics.values():
         held.unsaved = False
+        if held.pairs and held.pairs.snapshot_due:
+            held.pairs.snapshot_due, held.pairs.epochs = False, 0
 
 
 def _statistics(row: tuple[Any, ...], half_life: float) -> ItemStatistics:

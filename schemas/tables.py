@@ -110,6 +110,28 @@ item_statistics = Table(
     _array("pending_items", INT4S),
 )
 
+pair_snapshots = Table(
+    "pair_snapshots",
+    metadata,
+    *_of_partition(),
+    _required("meta_version", Integer),
+    _required("epoch_offset", BigInteger),
+    _required("item_nos", INT4S),
+    _required("others", LargeBinary),
+    _required("counts", LargeBinary),
+    _required("scales", LargeBinary),
+    _required("users", LargeBinary),
+)
+
+pair_log = Table(
+    "pair_log",
+    metadata,
+    *_of_partition(),
+    Column("first_offset", BigInteger, primary_key=True, autoincrement=False),
+    _required("items", LargeBinary),
+    _required("before", LargeBinary),
+)
+
 user_state = Table(
     "user_state",
     metadata,

@@ -20,7 +20,7 @@ import torch
 from models.candidates import Sampling
 from models.encoder import HashedBagOfWords
 from models.ranker import Ranker
-from pipeline import store
+from pipeline import item_statistics, store
 from pipeline.adaptation import Adaptation, Types
 from pipeline.batching import LostRecords
 from pipeline.flood_gate import DeadLetterFlood
@@ -155,7 +155,7 @@ def test_the_same_log_gives_the_same_rows_however_it_is_cut(
     assert any(row[2] > 60 for row in expected[0]), "some user must have more history than a slot's tail"
     assert {row[9] for row in expected[0]} >= {1, 2}, "some adapters must be served, some not"
     for table in ("user_state", "stream_position", "prequential", "dead_letters", "item_statistics", "activations",
-                  "event_ids", "seen_items", "popular_items"):  # fmt: skip
+                  "event_ids", "seen_items", "popular_items", "pair_snapshots", "pair_log"):  # fmt: skip
         query_write(database.owner_url, f"TRUNCATE innerloop.{table}")
     # a table for five users only: almost every batch forgets somebody and reads him again
     second = make_loop(url, capacity=13)
@@ -182,6 +182,46 @@ def test_a_replayed_log_changes_no_row(url: str, database: Database) -> None:
     assign(again)
     feed(again, records, sizes(5, 50))
     assert [query(database.owner_url, statement) for statement in tables] == before
+
+
+def test_a_restarted_worker_counts_pairs_on_from_snapshot_and_log(url: str, database: Database) -> None:
+    records = log(3500)
+    straight = make_loop(url)
+    assign(straight)
+    feed(straight, records, sizes(1, 700))
+    expected = [query(database.owner_url, statement) for statement in (STATE, RECORD)]
+    pairs = straight.adaptation.statistics[0].pairs
+    assert pairs is not None
+    assert pairs.epochs == 3, "pairs must have moved"
+    for table in ("user_state", "stream_position", "prequential", "dead_letters", "item_statistics", "activations",
+                  "event_ids", "seen_items", "popular_items", "pair_snapshots", "pair_log"):  # fmt: skip
+        query_write(database.owner_url, f"TRUNCATE innerloop.{table}")
+    for first in range(0, len(records), 500):
+        other = make_loop(url)
+        assign(other)
+        feed(other, records[first : first + 500], sizes(3, 130))
+    assert [query(database.owner_url, statement) for statement in (STATE, RECORD)] == expected
+    again = other.adaptation.statistics[0].pairs
+    assert again is not None
+    assert torch.equal(again.table.counts, pairs.table.counts)
+
+
+def test_a_snapshot_takes_away_the_log_that_it_contains(
+    url: str, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(item_statistics, "SNAPSHOT_EPOCHS", 2)
+    loop = make_loop(url)
+    assign(loop)
+    feed(loop, log(2600), sizes(1, 300))
+    assert query(database.owner_url, "SELECT epoch_offset FROM innerloop.pair_snapshots") == [(2048,)]
+    ((first,),) = query(database.owner_url, "SELECT min(first_offset) FROM innerloop.pair_log")
+    assert first >= 2048
+    resumed = make_loop(url)
+    assign(resumed)
+    held, again = loop.adaptation.statistics[0].pairs, resumed.adaptation.statistics[0].pairs
+    assert held is not None
+    assert again is not None
+    assert torch.equal(held.table.others, again.table.others)
 
 
 def test_a_worker_whose_partition_was_moved_by_another_writes_nothing(url: str, database: Database) -> None:

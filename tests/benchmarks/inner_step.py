@@ -207,7 +207,8 @@ def in_chunks(
 
 
 def _mapped(tasks: TaskBatch, change: Callable[[Tensor], Tensor]) -> TaskBatch:
-    return TaskBatch(**{name: change(column) for name, column in vars(tasks).items()})
+    columns: dict[str, Any] = {name: change(column) for name, column in vars(tasks).items() if column is not None}
+    return TaskBatch(**columns)
 
 
 def tables_of(values: MetaParameters, items: ItemTables) -> tuple[Tensor, Tensor]:
