@@ -290,6 +290,9 @@ def demo(
     home: Annotated[Path | None, typer.Option(help="Folder for everything; otherwise one that is deleted.")] = None,
     rate: Annotated[float, typer.Option(min=1, help="Events a second.")] = 250.0,
     seed: Annotated[int, typer.Option(help="Same seed, same figures (times aside).")] = 0,
+    drift: Annotated[
+        bool, typer.Option("--drift/--no-drift", help="A change of taste and its cure at the end.")
+    ] = True,
     json: AsJson = False,
 ) -> None:
     """See the whole loop work on real data.
@@ -306,4 +309,4 @@ def demo(
     """
     from pipeline import demo as loop
 
-    raise typer.Exit(loop.run(dataset=dataset, home=home, rate=rate, seed=seed, as_json=json))
+    raise typer.Exit(loop.run(dataset=dataset, home=home, rate=rate, seed=seed, drift=drift, as_json=json))

@@ -18,7 +18,7 @@ from typing import Any
 
 from sqlalchemy import Engine, text
 
-from pipeline import meta_training, reading, services, topics
+from pipeline import demo_drift, meta_training, reading, services, topics
 from pipeline.catalogue_feed import item_record
 from pipeline.cli_output import emit_json, say
 from pipeline.datasets import load_ml100k
@@ -28,8 +28,8 @@ from pipeline.demo_parts import (
     NEWCOMER_EVENTS,
     DemoFailed,
     Play,
+    Process,
     Watch,
-    WorkerProcess,
     lines,
     quantiles,
     write_lines,
@@ -45,6 +45,7 @@ from schemas.events import Rejected
 
 SETTLE_SECONDS = 120.0
 LIST_LENGTH = 10
+DRIFT_EVENTS, DRIFT_RATE = 17_000, 1000.0  # of the last act, in which nobody watches single events
 
 
 class HomeInUse(ConfigurationError):
@@ -60,7 +61,7 @@ class Stage:
     reader: Engine
 
 
-def run(*, dataset: str, home: Path | None, rate: float, seed: int, as_json: bool) -> int:
+def run(*, dataset: str, home: Path | None, rate: float, seed: int, drift: bool, as_json: bool) -> int:
     """Play the demo; returns its exit code. What it started is stopped on every way out, Ctrl-C included."""
     started = time.monotonic()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
@@ -77,10 +78,11 @@ def run(*, dataset: str, home: Path | None, rate: float, seed: int, as_json: boo
             _train(stage, play, items, seed)
             with _worker(stage, folder) as worker:
                 measured = _stream(stage, play, worker, num_items=len(data.films), rate=rate, seed=seed)
+                cure = _drift(stage, play, worker, folder, rate=max(rate, DRIFT_RATE), seed=seed) if drift else None
     except DemoFailed as failed:
         say(f"innerloop: {failed}")
         return 1
-    summary = Summary(**measured, seconds=time.monotonic() - started, home=str(home) if home else None)
+    summary = Summary(**measured, cure=cure, seconds=time.monotonic() - started, home=str(home) if home else None)
     if as_json:
         emit_json(summary.as_json())
     else:
@@ -141,16 +143,10 @@ def _train(stage: Stage, play: Play, items: Path, seed: int) -> None:
 
 
 @contextmanager
-def _worker(stage: Stage, folder: Path) -> Iterator[WorkerProcess]:
+def _worker(stage: Stage, folder: Path) -> Iterator[Process]:
     say("starting a worker")
-    variables = {
-        "INNERLOOP_HOME": str(folder),
-        "INNERLOOP_BROKER": stage.endpoints.broker,
-        "INNERLOOP_DATABASE_URL": stage.endpoints.writer_url,
-        # The embedded broker starts a group after half of this; Apache Kafka would want 6.
-        "INNERLOOP_SESSION_TIMEOUT_SECONDS": "2",
-    }
-    worker = WorkerProcess(variables, folder / "worker.log")
+    variables = _variables(stage, folder)
+    worker = Process(("worker",), variables, folder / "worker.log")
     try:
         worker.wait_ready()
         yield worker
@@ -161,9 +157,30 @@ def _worker(stage: Stage, folder: Path) -> Iterator[WorkerProcess]:
         raise DemoFailed(f"the worker ended with exit code {code} instead of 0")
 
 
-def _stream(
-    stage: Stage, play: Play, worker: WorkerProcess, *, num_items: int, rate: float, seed: int
-) -> dict[str, Any]:
+def _variables(stage: Stage, folder: Path) -> dict[str, str]:
+    return {
+        "INNERLOOP_HOME": str(folder),
+        "INNERLOOP_BROKER": stage.endpoints.broker,
+        "INNERLOOP_DATABASE_URL": stage.endpoints.writer_url,
+        # The embedded broker starts a group after half of this; Apache Kafka would want 6.
+        "INNERLOOP_SESSION_TIMEOUT_SECONDS": "2",
+    }
+
+
+def _drift(stage: Stage, play: Play, worker: Process, folder: Path, *, rate: float, seed: int) -> demo_drift.Cure:
+    topic = stage.settings.topic_interactions
+    watch = Watch(stage.reader, topic, stage.settings.partitions, [])
+
+    def feed(events: Sequence[dict[str, Any]], pace: float) -> None:
+        expected = watch.applied() + len(events)
+        _send(stage, topic, events, interaction_record, Pace(pace))
+        _wait("the events of changed tastes", worker, lambda: watch.applied() >= expected)
+
+    scene = demo_drift.Scene(stage.reader, topic, _variables(stage, folder), folder, feed)
+    return demo_drift.play(scene, demo_drift.changed(play.fit, DRIFT_EVENTS, seed), rate=rate)
+
+
+def _stream(stage: Stage, play: Play, worker: Process, *, num_items: int, rate: float, seed: int) -> dict[str, Any]:
     topic = stage.settings.topic_interactions
     score = Score(play.unseen)
     watch = Watch(stage.reader, topic, stage.settings.partitions, [score])
@@ -187,7 +204,7 @@ def _stream(
 
 
 def _play_stream(
-    stage: Stage, events: Sequence[dict[str, Any]], worker: WorkerProcess, watch: Watch, *, rate: float, score: Score
+    stage: Stage, events: Sequence[dict[str, Any]], worker: Process, watch: Watch, *, rate: float, score: Score
 ) -> None:
     """Feed in a thread at the given rate, and draw until everything has arrived in the database."""
     tally = Tally()
@@ -217,7 +234,7 @@ def _play_stream(
     watch.update()
 
 
-def _newcomer(stage: Stage, play: Play, worker: WorkerProcess, watch: Watch) -> dict[str, Any]:
+def _newcomer(stage: Stage, play: Play, worker: Process, watch: Watch) -> dict[str, Any]:
     """Show one user who has done nothing yet, then feed five of their events and look again."""
     user = play.newcomer[0]["user_id"]
     before = reading.recommend(stage.reader, user, LIST_LENGTH)
@@ -265,7 +282,7 @@ def _send(
         raise DemoFailed(f"{len(refused) + len(outbox.failures)} records could not be sent to {topic}: {reason}")
 
 
-def _wait(what: str, worker: WorkerProcess, condition: Any) -> None:
+def _wait(what: str, worker: Process, condition: Any) -> None:
     deadline = time.monotonic() + SETTLE_SECONDS
     while not condition():
         worker.check()

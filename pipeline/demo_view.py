@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
+from pipeline.demo_drift import Cure
 from pipeline.demo_figures import KINDS, Gain, Score
 from pipeline.reading import PartitionStatus, Recommendation
 
@@ -50,6 +51,7 @@ class Summary:
     titles: dict[str, str]
     seconds: float
     home: str | None
+    cure: Cure | None = None
 
     def as_json(self) -> dict[str, Any]:
         """Return plain values."""
@@ -140,6 +142,7 @@ def text(summary: Summary) -> str:
             "",
             *_earned(summary),
             "",
+            *([*summary.cure.as_text(), ""] if summary.cure else []),
             *_query(summary),
         ]
     )

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pipeline.demo_drift import Cure, Phase, changed
 from pipeline.demo_figures import Score, choose_user, gains
 from pipeline.demo_view import Summary, text
 from pipeline.reading import PartitionStatus, Recommendation
@@ -105,6 +106,25 @@ def test_the_summary_says_what_was_learnt_what_changed_and_how_to_query_it() -> 
     assert "innerloop.recommend('u7', 10)" in shown
 
 
+def test_tastes_change_for_new_users_and_popularity_stays() -> None:
+    events: list[dict[str, Any]] = [{"user_id": f"u{n % 7}", "item_id": f"i{n % 90}", "ts": n} for n in range(900)]
+    found = changed(events, 500, 3)
+    assert found == changed(events, 500, 3)
+    assert found != changed(events, 500, 4)
+    assert {event["user_id"] for event in found} == {f"changed-u{n}" for n in range(7)}
+    other = {before["item_id"]: after["item_id"] for before, after in zip(events, found, strict=False)}
+    assert sorted(other) == sorted(other.values()), "items change places"
+    assert sum(before != after for before, after in other.items()) > 80
+    counts = [sum(e["item_id"] == item for e in rows) for rows in (events[:500], found) for item in ("i0",)]
+    assert abs(counts[0] - counts[1]) <= 1
+
+
+def test_the_act_is_told_by_its_phases_and_decisions() -> None:
+    shown = Cure([Phase("before", 10, 5.0, 0.2, 1), Phase("after the cure", 5, 5.1, 0.19, 2)], ["it asked"]).as_text()
+    assert shown[1].split() == ["before", "version", "1", "loss", "5.000", "hit", "rate@10", "0.2000", "(10", "events)"]
+    assert shown[-1] == "  it asked"
+
+
 @pytest.mark.long
 @pytest.mark.timeout(900)
 def test_the_same_seed_gives_the_same_summary_at_any_rate_and_leaves_nothing_running(tmp_path: Path) -> None:
@@ -115,7 +135,8 @@ def test_the_same_seed_gives_the_same_summary_at_any_rate_and_leaves_nothing_run
         assert done.returncode == 0, done.stderr
         # Scores are compared to 1e-6, as the contract says: a sum of rounded losses may differ in its last digits.
         found: dict[str, Any] = json.loads(done.stdout, parse_float=lambda number: round(float(number), 6))
-        return {name: value for name, value in found.items() if name not in {"p50_ms", "p99_ms", "seconds"}}
+        # Where the last act's alarm fell, and so its window, depends on how the log was cut into batches.
+        return {name: value for name, value in found.items() if name not in {"p50_ms", "p99_ms", "seconds", "cure"}}
 
     slow, fast = demo(400), demo(2000)
     assert slow == fast
