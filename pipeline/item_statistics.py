@@ -52,6 +52,7 @@ class ItemStatistics:
         self.epoch_offset = epoch
         if not self.pending_items:
             return False
+        self._fit(max(self.pending_items))  # counts that were read again are as wide as what they hold
         buckets, items = torch.tensor(self.pending_buckets), torch.tensor(self.pending_items)
         self.counts = advance(self.counts, buckets, items, half_life=self.half_life)
         self.pending_buckets, self.pending_items, self.unsaved = [], [], True
