@@ -115,6 +115,8 @@ def walk(chunks: Iterable[Chunk], positions: Mapping[int, int], parse: Parse[E])
             else:
                 found.events.append(event)
                 found.records.append(record)
+        advance.skipped += max(0, chunk.next_offset - advance.next_offset)
+        advance.next_offset = max(chunk.next_offset, advance.next_offset)
     found.advances = [advance for advance in found.advances if advance.next_offset > advance.start]
     return found
 
@@ -130,7 +132,7 @@ def micro_batch(chunks: Iterable[Chunk], positions: Mapping[int, int], parse: Pa
 
 
 class LostRecords(Exception):
-    """A chunk between the position and this one never arrived. Stop: the restart seeks to the position again."""
+    """A chunk between the position and this one never arrived; the inbox lets none through. Stop: a restart seeks."""
 
 
 def fates(batch: MicroBatch, slots: Ints, table: UserTable) -> Ints:

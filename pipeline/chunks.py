@@ -39,7 +39,8 @@ class Record(Protocol):
 class Chunk:
     """Consecutive records of one partition: every offset in [start, next_offset) that holds one.
 
-    Offsets without a record are transaction markers or were compacted away.
+    The offsets are those that were asked for and read up to: one without a record is a transaction marker or was
+    compacted away. A chunk may hold no record at all.
     """
 
     topic: str
@@ -48,12 +49,18 @@ class Chunk:
     next_offset: int
     records: Sequence[Record]
 
+    def since(self, offset: int) -> Chunk:
+        """Its part from an offset in [start, next_offset) on."""
+        if offset == self.start:
+            return self
+        records = [record for record in self.records if record.offset >= offset]
+        return Chunk(self.topic, self.partition, offset, self.next_offset, records)
+
 
 @dataclass(frozen=True, slots=True)
 class Fetch:
-    """What one fetch brought, and the consumer generation that fetched it."""
+    """What one fetch brought."""
 
-    generation: int
     chunks: list[Chunk]
 
     @property

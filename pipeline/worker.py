@@ -1,19 +1,18 @@
-"""`innerloop worker`: Faust brings chunks, one thread brings them into Postgres, offsets follow.
+"""`innerloop worker`: a process that waits for its parts, works until it is told to stop, and ends by an exit code.
 
-An agent puts each fetch into the inbox; the pump takes what waits, has the loop commit it, and acknowledges it. On
-anything unexpected the process ends: the position is in the database, and the restart goes on from there.
+What is read goes through the intake to the loop, in one thread. On anything unexpected the process ends: the position
+is in the database, and the restart goes on from there.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -21,7 +20,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 import structlog
 import torch
-from faust.types import TP
 from sqlalchemy.exc import OperationalError
 
 from models.encoder import resolve_encoder
@@ -29,26 +27,23 @@ from models.meta_parameters import MetaParameters
 from pipeline import arithmetic, registry
 from pipeline.adaptation import Adaptation, Types
 from pipeline.artefacts import Artefacts
-from pipeline.chunks import Chunk, cut
 from pipeline.embeddings import cached_embeddings
-from pipeline.failpoints import arm, reach
+from pipeline.failpoints import arm
 from pipeline.heartbeat import Heartbeat
-from pipeline.inbox import Inbox
 from pipeline.logs import quieten_logs
-from pipeline.loop import Loop, TopicRecreated
+from pipeline.loop import Loop
 from pipeline.loop_versions import Sources
 from pipeline.settings import Settings
 from pipeline.store import SESSION, Fenced, Store, StoreUnavailable
 from pipeline.support import UserTable
-from pipeline.topics import BrokerUnavailable, check_topics, end_offsets
-from pipeline.transport import stream_app
+from pipeline.topics import BrokerUnavailable, check_topics
+from pipeline.worker_intake import Intake
 from schemas.database import check_role, check_schema, connect_engine
 from schemas.errors import ConfigurationError
 from schemas.events import parse_interaction
 from schemas.mapping import load_mapping
 
 if TYPE_CHECKING:
-    import faust
     from sqlalchemy import Engine
 
 log = structlog.get_logger()
@@ -82,13 +77,7 @@ class _Worker:
         self.thread = ThreadPoolExecutor(1, "innerloop")
         self.stopped = asyncio.Event()
         self.failure: BaseException | None = None
-        self.inbox = Inbox(max_records=settings.batch_events)
-        self.waiting: list[Chunk] = []  # what is beyond one batch, and interactions that wait for the catalogue
-        # Two fetches may come as one batch, but it must not touch more users than can be held.
-        self.most_events = min(2 * settings.batch_events, settings.cache_users)
         self.heartbeat = Heartbeat(settings.home)
-        self.idle = asyncio.Event()
-        self.idle.set()
 
     async def run(self) -> int:
         event_loop = asyncio.get_running_loop()
@@ -106,90 +95,16 @@ class _Worker:
         return await self._consume()
 
     async def _consume(self) -> int:
-        self.app = stream_app(
-            broker=self.broker,
-            group=self.settings.group,
-            session_timeout_seconds=self.settings.session_timeout_seconds,
-            max_records=self.settings.batch_events,
-            positions=self._positions,
-        )
-        self._declare_agents(self.app)
-        self.app.finalize()
-        tasks = [asyncio.create_task(task) for task in (self._pump(), self._follow(), self._report(), self._watch())]
+        self.intake = Intake(self.loop, self.settings, self.broker, in_thread=self._in_thread, fail=self._fail)
+        self.app = self.intake.app
+        tasks = [
+            asyncio.create_task(task) for task in (self.intake.pump(), self._follow(), self._report(), self._watch())
+        ]
         for task in tasks:
             task.add_done_callback(self._ended)
         await self.app.start()
         await self.stopped.wait()
         return await self._end(tasks)
-
-    def _declare_agents(self, app: faust.App) -> None:
-        for name in (self.settings.topic_interactions, self.settings.topic_items):
-            topic = app.topic(name, value_serializer="raw", key_serializer="raw", acks=False)
-
-            async def deliver(stream: Any) -> None:
-                async for fetch in stream.noack():
-                    await self.inbox.put(fetch)
-
-            app.agent(topic, name=f"deliver-{name}", concurrency=1)(deliver)
-        app.on_partitions_revoked.connect(self._revoked)
-
-    async def _positions(self, assigned: set[TP]) -> Mapping[TP, int]:
-        """Where the assigned partitions go on; asked by the consumer on every assignment."""
-        try:
-            beginning = await self.app.consumer.earliest_offsets(*assigned)
-            end = await self.app.consumer.highwaters(*assigned)
-            bounds = {(tp.topic, tp.partition): (beginning[tp], end[tp] or 0) for tp in assigned}
-            await self.inbox.reopen()
-            self.waiting = []
-            positions = await self._in_thread(partial(self._take_over, bounds))
-        except Exception as error:
-            self._fail(error)
-            raise
-        ready = {f"{topic}[{partition}]": offset for (topic, partition), offset in sorted(positions.items())}
-        print(json.dumps({"event": "ready", "positions": ready}), flush=True)
-        return {TP(topic, partition): offset for (topic, partition), offset in positions.items()}
-
-    def _take_over(self, bounds: Mapping[tuple[str, int], tuple[int, int]]) -> dict[tuple[str, int], int]:
-        # Tansu lists an end that is too low by up to a batch; a fetch tells the true one. Where events are read from
-        # matters only when the position lies beyond it, but they wait until the whole catalogue has been read.
-        bounds = self._with_true_ends(bounds, self.settings.topic_items)
-        try:
-            return self.loop.take_over(bounds)
-        except TopicRecreated:
-            return self.loop.take_over(self._with_true_ends(bounds, self.settings.topic_interactions))
-
-    def _with_true_ends(
-        self, bounds: Mapping[tuple[str, int], tuple[int, int]], topic: str
-    ) -> Mapping[tuple[str, int], tuple[int, int]]:
-        if topic not in {name for name, _ in bounds}:
-            return bounds
-        ends = end_offsets(self.broker, topic)
-        true = {key: (bounds[key][0], ends[key[1]]) for key in bounds if key[0] == topic}
-        return {**bounds, **true}
-
-    async def _revoked(self, *_: Any, **__: Any) -> None:
-        """Before partitions go to another worker: drop what waits, let the batch in hand commit."""
-        await self.inbox.close()
-        self.waiting = []
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self.idle.wait(), self.settings.session_timeout_seconds * 0.6)
-
-    async def _pump(self) -> None:
-        while True:
-            ready, held = self.loop.ready(self.waiting)
-            chunks, later = cut(ready, self.most_events)
-            self.waiting = later + held
-            if not chunks:
-                taken = await self.inbox.take(lambda: self.app.consumer_generation_id)
-                self.waiting = self.waiting + taken  # as it is after the wait, in which a rebalance may have emptied it
-                continue
-            self.idle.clear()
-            try:
-                durable = await self._in_thread(partial(self.loop.advance, chunks))
-            finally:
-                self.idle.set()
-            reach("before_acknowledge")
-            self.app.consumer.acknowledge({TP(topic, partition): at for (topic, partition), at in durable.items()})
 
     async def _follow(self) -> None:
         """Follow versions and catalogue also while nothing is consumed."""
@@ -229,7 +144,7 @@ class _Worker:
         self.loop.stopping = True
         if self.failure is None:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self.idle.wait(), DRAIN_SECONDS)
+                await asyncio.wait_for(self.intake.idle.wait(), DRAIN_SECONDS)
         for task in tasks:
             task.cancel()
         code = self._exit_code()

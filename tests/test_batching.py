@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from pipeline.batching import APPLIED, CONFLICTING, DUPLICATE, LostRecords, fates, micro_batch
+from pipeline.chunks import Chunk
 from pipeline.support import Segments, UserTable, occurrence
 from schemas.events import parse_interaction
 from tests.factories import chunk, event, record
@@ -26,6 +27,15 @@ def test_records_below_the_position_are_not_read_again() -> None:
 def test_a_chunk_beyond_the_position_means_that_records_were_lost() -> None:
     with pytest.raises(LostRecords):
         micro_batch([chunk([record(event("u", "i", "e"), 7)])], {0: 5}, parse_interaction)
+
+
+def test_offsets_that_were_read_and_hold_no_record_are_skipped_and_passed() -> None:
+    records = [record(event("u", "i", f"e{n}"), n) for n in (3, 6)]
+    batch = micro_batch([Chunk("interactions", 0, 2, 9, records)], {0: 2}, parse_interaction)
+    (advance,) = batch.advances
+    assert (advance.start, advance.next_offset, advance.skipped) == (2, 9, 5)
+    (advance,) = micro_batch([Chunk("interactions", 0, 9, 11, [])], {0: 9}, parse_interaction).advances
+    assert (advance.start, advance.next_offset, advance.skipped) == (9, 11, 2)
 
 
 def test_events_are_ordered_by_partition_and_offset_however_they_were_fetched() -> None:
