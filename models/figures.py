@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 CUTOFF = 10
+_BLOCK = 128
 
 
 class Interval(NamedTuple):
@@ -27,11 +28,18 @@ class Interval(NamedTuple):
 
 def query_ranks(scores: Tensor, query: Tensor) -> Tensor:
     """1-based ranks [E, Q] of query items [E, Q] (-1 = none, rank 0) in scores [E, N]; ties get their mean rank."""
-    own = scores.gather(1, query.clamp(min=0))
+    blocks = zip(torch.split(scores, _BLOCK), torch.split(query, _BLOCK), strict=True)
+    return torch.cat([_block_ranks(rows, asked) for rows, asked in blocks])
+
+
+def _block_ranks(scores: Tensor, query: Tensor) -> Tensor:
+    """Ranks of events that fit into the processor's cache; comparisons as floats are faster to sum than booleans."""
+    own, flags = scores.gather(1, query.clamp(min=0)), torch.empty_like(scores)
     ranks = torch.empty_like(own)
     for slot in range(query.shape[1]):
         column = own[:, slot : slot + 1]
-        ranks[:, slot] = 1.0 + (scores > column).sum(1) + ((scores == column).sum(1) - 1) / 2
+        ahead = torch.gt(scores, column, out=flags).sum(1)
+        ranks[:, slot] = 1.0 + ahead + (torch.eq(scores, column, out=flags).sum(1) - 1) / 2
     return torch.where(query >= 0, ranks, 0.0)
 
 

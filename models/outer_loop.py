@@ -6,40 +6,27 @@ replay of the later part, on users that were not fitted; then the tables are fit
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from models import gate_tuning, inner_tuning, popularity, repeat_fitting
-from models.calibration import calibrate
-from models.episodes import History, Interactions, earlier, following
-from models.factoring import centred
-from models.figures import interval, query_ranks, set_ndcg, surest, user_means
+from models.episodes import Interactions
 from models.gate import Gate
-from models.item_fitting import PARTS, part_matrices
-from models.item_tables import assemble_items
-from models.learner_tuning import Learnt, Method, fit_learner
+from models.item_fitting import PARTS
+from models.learner_tuning import Method
 from models.learners import HONEST
 from models.meta_parameters import MetaParameters
-from models.part_weights import INITIAL_WEIGHTS, sample_of_bucket, scored_candidates, search
-from models.ranker import Ranker
+from models.part_weights import INITIAL_WEIGHTS
 from models.recipe import DEFAULT, Recipe
-from models.replay import QUERY, Replay, prediction_moments, replay_start
-from models.table_fitting import Choices, Window, fit, popularity_moments, support_gains
+from models.table_fitting import Choices, Window, fit, popularity_moments
+from models.validation import Later, Progress, split, validate
 
 MAX_ITEMS = 10_000  # dense [N, N] matrices: 400 MB each
-FIT_SHARE = 0.75  # of the users by first event; the others' first events begin the validation part
 MIN_VALIDATION_USERS = 20
-MAX_LOGITS = 12_000_000  # validation events x items kept in memory
 REPEAT_SHARE = 0.2  # of events that take an item again, from which on seen items may be listed
-
-MEMORIES = (0.0, 0.3, 0.6, 1.6)  # powers of the recipe's decays; 0 never forgets
-
-Progress = Callable[[str, int, int], None]
 
 
 def meta_train(
@@ -70,7 +57,7 @@ def meta_train(
     interactions, kept = _most_popular(interactions)
     text_embeddings, item_ids = text_embeddings[kept], tuple(item_ids[row] for row in kept.tolist())
     window = Window(interactions, text_embeddings, item_ids, encoder, seed, support_size, recipe)
-    choices, report = _validate(window, method.checked(), beginning, tell)
+    choices, report = _choices(window, method.checked(), beginning, tell)
     tell("fit tables on everything", 0, 1)
     parameters = fit(window, choices)
     tell("fit tables on everything", 1, 1)
@@ -89,85 +76,34 @@ def _most_popular(interactions: Interactions) -> tuple[Interactions, Tensor]:
     return replace(chosen, items=number[chosen.items], num_items=MAX_ITEMS), kept
 
 
-def _validate(
+def _choices(
     window: Window, method: Method, beginning: MetaParameters | None, tell: Progress
 ) -> tuple[Choices, dict[str, Any]]:
-    """Choose weights, inner step and calibration on users whose first event comes after the earlier part."""
-    interactions, seed = window.interactions, window.seed
-    repeats = _repeat_share(interactions)
-    cut, unseen = _split(interactions)
-    num_users = len(torch.unique(interactions.users[unseen]))
+    """Validate on users whose first event comes after the earlier part; keep what is neutral where they are too few."""
+    repeats = _repeat_share(window.interactions)
+    cut, unseen = split(window.interactions)
+    num_users = len(torch.unique(window.interactions.users[unseen]))
     report: dict[str, Any] = {"repeat_share": round(repeats, 4), "validation_users": num_users, "fitted_events": cut}
-    neutral = _warmed(
-        Choices(
-            weights=torch.tensor(INITIAL_WEIGHTS),
-            tuned=inner_tuning.OFF,
-            gate=gate_tuning.DEFAULT,
-            calibration=torch.tensor([[1.5, -7.0]]).repeat(popularity.NUM_BUCKETS, 1),
-            moments=popularity_moments(interactions),
-            recommend_seen=repeats >= REPEAT_SHARE,
-            decays=window.recipe.decays,
-            repeat_profile=repeat_fitting.OFF.profile,
-        ),
-        beginning,
-    )
+    neutral = _warmed(_neutral(window, recommend_seen=repeats >= REPEAT_SHARE), beginning)
     if num_users < MIN_VALIDATION_USERS:
         inner = "as in the version begun from" if neutral.tuned.pays else "off"
         return neutral, {**report, "inner_step": f"{inner}: too few validation users"}
-    tell("fit tables on the earlier part", 0, 1)
-    early = window.before(cut)
-    matrices = centred(part_matrices(early.interactions, window.recipe))
-    fitted = fit(early, neutral, matrices)
-    tell("fit tables on the earlier part", 1, 1)
-    unseen = _limited(interactions, unseen, seed)
-    weights = _weights(window, matrices, fitted, cut, unseen)
-    decays = _memory(window, replace(fitted, part_weights=weights), cut, unseen, tell)
-    if not torch.equal(decays, fitted.part_decays):
-        fitted = replace(fitted, part_decays=decays)
-        weights = _weights(window, matrices, fitted, cut, unseen)
-    ranker = _ranker(window, replace(fitted, part_weights=weights))
-    del matrices
-    replaying = partial(tell, "replay the later part")
-    replay, again = replay_start(ranker, interactions, cut, unseen, replaying), repeat_fitting.OFF
-    if neutral.recommend_seen:
-        again = _repeats(window, ranker, cut)
-        weights = weights * again.temperatures[:, None]
-        ranker = _ranker(window, replace(fitted, part_weights=weights, repeat_profile=again.profile))
-        replay = replay_start(ranker, interactions, cut, unseen, replaying)
-    tuned, learnt = _adaptation(method, window, ranker, replay, cut, tell)
-    moments = prediction_moments(replay, tuned.tau)
-    factors = ranker.items.vectors[:, -ranker.state_size :]
-    if learnt and tuned.pays:
-        judged = gate_tuning.judge(replay, learnt.deviation, learnt.basis, tau=tuned.tau, seed=seed)
-    else:
-        judged = gate_tuning.tune(replay, factors, tuned, moments, seed=seed)
-    figures = user_means(set_ndcg(query_ranks(replay.start, replay.query)), replay.users)
-    report |= {
-        "validation_events": len(replay.targets),
-        "start_set_ndcg": interval(figures, seed=seed).as_list(),
-        "part_decays": [round(decay, 3) for decay in decays.tolist()],
-        "gain_of_repeats": again.gain.as_list(),
-        "gain_of_inner_step": tuned.gain.as_list(),
-        **method._asdict(),
-        "inner_step": "on" if tuned.pays else "off: it does not pay on validation users",
-        "inner_settings": {"tau": tuned.tau, "discount": tuned.discount, "precision": tuned.precision},
-        "gate": {"discount": judged.gate.discount, "credit": judged.gate.credit},
-        "gated_share": judged.gated_share,
-        "gain_of_gate": judged.gain.as_list(),
-        "part_weights": [[round(w, 3) for w in row] for row in weights.tolist()],
-    }
-    choices = replace(
-        neutral,
-        weights=weights,
-        tuned=tuned,
-        learnt=learnt,
-        gate=judged.gate,
-        calibration=calibrate(replay, seed=seed),
-        moments=moments,
-        decays=decays,
-        repeat_profile=again.profile,
+    choices, found = validate(Later.of(window, tell), neutral, method)
+    return choices, report | found
+
+
+def _neutral(window: Window, *, recommend_seen: bool) -> Choices:
+    """Give the choices where nothing was validated."""
+    return Choices(
+        weights=torch.tensor(INITIAL_WEIGHTS),
+        tuned=inner_tuning.OFF,
+        gate=gate_tuning.DEFAULT,
+        calibration=torch.tensor([[1.5, -7.0]]).repeat(popularity.NUM_BUCKETS, 1),
+        moments=popularity_moments(window.interactions),
+        recommend_seen=recommend_seen,
+        decays=window.recipe.decays,
+        repeat_profile=repeat_fitting.OFF.profile,
     )
-    return choices, report
 
 
 def _warmed(neutral: Choices, beginning: MetaParameters | None) -> Choices:
@@ -194,88 +130,7 @@ def _warmed(neutral: Choices, beginning: MetaParameters | None) -> Choices:
     )
 
 
-def _adaptation(
-    method: Method, window: Window, ranker: Ranker, replay: Replay, cut: int, tell: Progress
-) -> tuple[inner_tuning.Tuned, Learnt | None]:
-    """Tune the honest step, or fit a learner; the replay began at event `cut`."""
-    if method.learner == HONEST:
-        factors, progress = ranker.items.vectors[:, -ranker.state_size :], partial(tell, "tune the inner step")
-        return inner_tuning.tune(replay, factors, seed=window.seed, progress=progress), None
-    progress = partial(tell, f"fit the learner ({method.learner})")
-    learnt = fit_learner(method, ranker, window.interactions, replay, first=cut, seed=window.seed, progress=progress)
-    return learnt.tuned, learnt
-
-
-def _split(interactions: Interactions) -> tuple[int, Tensor]:
-    """Number of the event that begins the later part, and a mask of the later part's events by users unseen before."""
-    first = (History.of(interactions.users).position == 0).nonzero()[:, 0]
-    cut = int(first[min(int(FIT_SHARE * len(first)), len(first) - 1)])
-    number = torch.arange(len(interactions))
-    unseen = ~torch.isin(interactions.users, interactions.users[:cut]) & (number >= cut)
-    return cut, unseen
-
-
-def _limited(interactions: Interactions, mask: Tensor, seed: int, most_logits: int = MAX_LOGITS) -> Tensor:
-    """Keep whole users, at random, as long as their predictions fit into memory."""
-    most = most_logits // interactions.num_items
-    users, counts = torch.unique(interactions.users[mask], return_counts=True)
-    order = torch.randperm(len(users), generator=torch.Generator().manual_seed(seed))
-    kept = users[order][torch.cumsum(counts[order], 0) <= most]
-    return mask & torch.isin(interactions.users, kept if len(kept) else users[order[:1]])
-
-
 def _repeat_share(interactions: Interactions) -> float:
     cells = interactions.users * interactions.num_items + interactions.items
     distinct = len(torch.unique(cells))
     return 1.0 - distinct / len(interactions)
-
-
-def _memory(window: Window, parameters: MetaParameters, cut: int, unseen: Tensor, tell: Progress) -> Tensor:
-    """How long the start remembers: the decays [P] that are surest to rank better than those of the parameters."""
-    unseen = _limited(window.interactions, unseen, window.seed, MAX_LOGITS // 3)
-    choices = [parameters.part_decays, *(window.recipe.decays**power for power in MEMORIES)]
-    figures = []
-    for number, decays in enumerate(choices):
-        tell("choose the length of memory", number, len(choices))
-        ranker = _ranker(window, replace(parameters, part_decays=decays))
-        replay = replay_start(ranker, window.interactions, cut, unseen, lambda _done, _total: None)
-        figures.append(user_means(set_ndcg(query_ranks(replay.start, replay.query)), replay.users))
-    tell("choose the length of memory", len(choices), len(choices))
-    return choices[surest(torch.stack(figures))]
-
-
-def _repeats(window: Window, ranker: Ranker, cut: int) -> repeat_fitting.Repeats:
-    """Fit repeats on all events from `cut` on: what a user returns to depends on nothing that was fitted before."""
-    interactions = window.interactions
-    later = _limited(interactions, torch.arange(len(interactions)) >= cut, window.seed)
-    replay = replay_start(ranker, interactions, cut, later, lambda _done, _total: None)
-    support = earlier(History.of(interactions.users), interactions.items, replay.events, window.support_size)
-    return repeat_fitting.tune(replay, support, seed=window.seed)
-
-
-def _weights(window: Window, matrices: list[Tensor], fitted: MetaParameters, cut: int, unseen: Tensor) -> Tensor:
-    """Part weights [B, 1 + P]: searched bucket by bucket where there are events to decide, initial ones elsewhere."""
-    interactions = window.interactions
-    history = History.of(interactions.users)
-    priors = popularity.priors(fitted.counts)
-    decays = support_gains(fitted.part_decays, window.support_size)
-    events = unseen.nonzero()[:, 0]
-    rows = []
-    for bucket, initial in enumerate(fitted.part_weights):
-        sample = events[sample_of_bucket(history.position[events], bucket, window.seed)]
-        if bucket == 0 or len(sample) == 0:  # without a support there is popularity only
-            rows.append(initial)
-            continue
-        support = earlier(history, interactions.items, sample, window.support_size)
-        query = following(history, interactions.items, sample, QUERY)
-        if fitted.recommend_seen:  # the parts find new items; that people return to the old ones is `models.repeats`'
-            query = torch.where((query[:, :, None] == support[:, None]).any(2), -1, query)
-        gains = decays.expand(len(sample), -1, -1)
-        prior = priors[bucket].expand(len(sample), -1)
-        scored = scored_candidates(matrices, prior, support, gains, query, initial.expand(len(sample), -1))
-        rows.append(search(scored, query, interactions.users[sample], initial))
-    return torch.stack(rows)
-
-
-def _ranker(window: Window, parameters: MetaParameters) -> Ranker:
-    return Ranker(parameters, assemble_items(parameters, window.text_embeddings, torch.arange(len(window.item_ids))))

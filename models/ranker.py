@@ -193,6 +193,10 @@ class Ranker:
         adapted = self._adapted(start, self._deviation(tasks, priors)[0])
         return adapted[:, : self.items.num_items], start[:, : self.items.num_items]
 
+    def start(self, tasks: TaskBatch, priors: Tensor) -> Tensor:
+        """Start logits [U, N] alone."""
+        return self._start(tasks, priors)[:, : self.items.num_items]
+
     def candidates(self, turn: int) -> Candidates | None:
         """Candidates [C] that stand for the catalogue in `step` during a turn; None while it is small."""
         if self.items.num_items < self.sampling.from_items:

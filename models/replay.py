@@ -6,7 +6,7 @@ scan; popularity moves at every `EPOCH`th event, as in a worker. Letters: E even
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -61,16 +61,31 @@ def replay_start(
     ranker: Ranker, interactions: Interactions, first: int, chosen: Tensor, progress: Callable[[int, int], None]
 ) -> Replay:
     """Predict the events of mask `chosen` [all events] from number `first` on; earlier ones are history only."""
-    history, start, events = History.of(interactions.users), list[Tensor](), list[Tensor]()
-    for now, priors in epochs(ranker, interactions, first):
+    return replay_side_by_side([ranker], interactions, first, chosen, progress)[0]
+
+
+def replay_side_by_side(
+    rankers: Sequence[Ranker],
+    interactions: Interactions,
+    first: int,
+    chosen: Tensor,
+    progress: Callable[[int, int], None],
+) -> list[Replay]:
+    """The same for rankers over the same tables, which weigh supports differently: all else is prepared once."""
+    history, events = History.of(interactions.users), list[Tensor]()
+    starts = [list[Tensor]() for _ in rankers]
+    for now, priors in epochs(rankers[0], interactions, first):
         for chunk in torch.split(now[chosen[now]], _CHUNK):
             if len(chunk):
-                start.append(ranker.logits(tasks_before(ranker, interactions, history, chunk), priors)[1])
+                tasks = tasks_before(rankers[0], interactions, history, chunk)
+                for start, ranker in zip(starts, rankers, strict=True):
+                    start.append(ranker.start(tasks, priors))
                 events.append(chunk)
         progress(int(now[-1]) + 1 - first, len(interactions) - first)
     at = torch.cat(events)
     query = following(history, interactions.items, at, QUERY)
-    return Replay(torch.cat(start), interactions.items[at], query, interactions.users[at], history.position[at], at)
+    columns = interactions.items[at], query, interactions.users[at], history.position[at], at
+    return [Replay(torch.cat(start), *columns) for start in starts]
 
 
 def epochs(ranker: Ranker, interactions: Interactions, first: int) -> Iterator[tuple[Tensor, Tensor]]:

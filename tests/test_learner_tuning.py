@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from models import episodic_training, learner_tuning, outer_loop, table_fitting
+from models import episodic_training, learner_tuning, outer_loop, table_fitting, validation
 from models.adapters import ADAPTERS
 from models.candidate_losses import NUM_POSITIVES, draw_negatives
 from models.checkpoint import ArtefactRefused, from_bytes, to_bytes
@@ -246,7 +246,7 @@ def test_what_meta_training_validates_is_what_a_ranker_serves(residuals: str, mo
         parts.append((args, options["first"]))
         return fitted[0]
 
-    monkeypatch.setattr(outer_loop, "fit_learner", spy)
+    monkeypatch.setattr(validation, "fit_learner", spy)
     parameters, report = trained(clustered(), method)
     assert (parameters.learner, parameters.adapter, parameters.residuals, report["learner"]) == (*method, "fomaml")
     assert "gain_of_inner_step" in report

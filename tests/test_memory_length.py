@@ -7,10 +7,13 @@ from dataclasses import replace
 import torch
 
 from models.episodes import Interactions
+from models.item_tables import assemble_items
 from models.outer_loop import meta_train
+from models.ranker import Ranker
 from models.recipe import DEFAULT
+from models.replay import replay_side_by_side, replay_start
 from pipeline.synthetic import Plan
-from tests.factories import synthetic_interactions
+from tests.factories import meta_parameters, synthetic_interactions
 
 STEADY = Plan(users=100, items=60, choices=3500, activity=0.0, arrivals=0.8, sharpness=4.0)
 
@@ -37,3 +40,17 @@ def test_users_who_only_follow_their_last_item_are_not() -> None:
         last[user] = int(items[event])
     decays = chosen_decays(replace(everything, items=items), embeddings, ids)
     assert all(chosen <= default + 1e-3 for chosen, default in zip(decays, DEFAULT.decays.tolist(), strict=True))
+
+
+def test_one_replay_of_several_lengths_is_each_of_them_replayed_alone() -> None:
+    everything, embeddings, ids = synthetic_interactions(STEADY)
+    parameters = meta_parameters(ids, text_dim=embeddings.shape[1])
+    tables = assemble_items(parameters, embeddings, torch.arange(len(ids)))
+    lengths = (torch.full((4,), decay) for decay in (1.0, 0.9, 0.5))
+    rankers = [Ranker(replace(parameters, part_decays=decays), tables) for decays in lengths]
+    first, chosen = 1500, everything.users % 3 == 0
+    together = replay_side_by_side(rankers, everything, first, chosen, lambda *_: None)
+    for ranker, replay in zip(rankers, together, strict=True):
+        alone = replay_start(Ranker(ranker.parameters, tables), everything, first, chosen, lambda *_: None)
+        assert all(torch.equal(column, getattr(alone, name)) for name, column in vars(replay).items())
+    assert not torch.equal(together[0].start, together[1].start)

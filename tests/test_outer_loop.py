@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from models import inner_tuning, outer_loop
+from models import inner_tuning, outer_loop, validation
 from models.checkpoint import from_bytes, to_bytes
 from models.episodes import History, Interactions, earlier, following
 from models.factoring import centred, factor
@@ -151,7 +151,7 @@ def test_beyond_the_limit_the_most_popular_items_are_fitted(monkeypatch: pytest.
 
 def test_validation_users_have_no_event_in_the_part_that_is_fitted() -> None:
     interactions = clustered(40)
-    cut, unseen = outer_loop._split(interactions)
+    cut, unseen = validation.split(interactions)
     assert not set(interactions.users[unseen].tolist()) & set(interactions.users[:cut].tolist())
     assert not bool(unseen[:cut].any())
     assert len(set(interactions.users[unseen].tolist())) == 10
@@ -265,6 +265,20 @@ def test_set_ndcg_of_known_ranks() -> None:
     ranks = torch.tensor([[1.0, 2.0], [11.0, 0.0], [2.0, 0.0]])
     found = set_ndcg(ranks)
     torch.testing.assert_close(found, torch.tensor([1.0, 0.0, 1 / torch.log2(torch.tensor(3.0)).item()]))
+
+
+def test_ranks_in_blocks_are_those_counted_one_by_one_and_ties_share_their_mean() -> None:
+    draw = torch.Generator().manual_seed(0)
+    scores = torch.randint(0, 9, (300, 40), generator=draw).float()
+    scores[:, 3] = -torch.inf
+    query = torch.randint(-1, 40, (300, 5), generator=draw)
+    ranks = query_ranks(scores, query)
+    for event, slot in ((0, 0), (127, 4), (128, 1), (299, 3)):
+        own = scores[event, query[event, slot]]
+        ahead, equal = int((scores[event] > own).sum()), int((scores[event] == own).sum())
+        expected = 0.0 if query[event, slot] < 0 else ahead + (equal + 1) / 2
+        assert float(ranks[event, slot]) == expected
+    assert len(query_ranks(scores[:0], query[:0])) == 0
 
 
 def test_an_interval_holds_its_mean_and_narrows_with_users() -> None:

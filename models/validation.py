@@ -1,0 +1,216 @@
+"""What validation users decide: weights, memory, repeats, inner step, gate and calibration of a version to be.
+
+Tables are fitted on the window's earlier part and judged by a prequential replay of the later one, on users that were
+not fitted. What does not win there is switched off. Letters: N items, B buckets of K, P parts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from models import gate_tuning, inner_tuning, popularity, repeat_fitting
+from models.calibration import calibrate
+from models.episodes import History, Interactions, earlier, following
+from models.factoring import centred
+from models.figures import interval, query_ranks, set_ndcg, surest, user_means
+from models.item_fitting import part_matrices
+from models.item_tables import assemble_items
+from models.learner_tuning import Learnt, Method, fit_learner
+from models.learners import HONEST
+from models.meta_parameters import MetaParameters
+from models.part_weights import sample_of_bucket, scored_candidates, search
+from models.ranker import Ranker
+from models.replay import QUERY, Moments, Replay, prediction_moments, replay_side_by_side, replay_start
+from models.table_fitting import Choices, Window, fit, support_gains
+
+FIT_SHARE = 0.75  # of the users by first event; the others' first events begin the later part
+MAX_LOGITS = 12_000_000  # validation events x items kept in memory
+MEMORIES = (0.0, 0.3, 0.6, 1.6)  # powers of the recipe's decays; 0 never forgets
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Later:
+    """A window's later part: its events from number `cut` on, and a mask of those whose users have none before."""
+
+    window: Window
+    cut: int
+    unseen: Tensor
+    tell: Progress
+
+    @classmethod
+    def of(cls, window: Window, tell: Progress) -> Later:
+        """Split a window, whole users at random as far as their predictions fit into memory."""
+        cut, unseen = split(window.interactions)
+        return cls(window, cut, limited(window.interactions, unseen, window.seed), tell)
+
+    def ranker(self, parameters: MetaParameters) -> Ranker:
+        """A ranker over the window's items."""
+        rows = torch.arange(len(self.window.item_ids))
+        return Ranker(parameters, assemble_items(parameters, self.window.text_embeddings, rows))
+
+    def replay(self, ranker: Ranker) -> Replay:
+        """Predict the unseen users' events."""
+        progress = partial(self.tell, "replay the later part")
+        return replay_start(ranker, self.window.interactions, self.cut, self.unseen, progress)
+
+
+def validate(later: Later, neutral: Choices, method: Method) -> tuple[Choices, dict[str, Any]]:
+    """Choose everything that validation decides, and report on it; the rest stays as in `neutral`."""
+    fitted = _start(later, neutral)
+    ranker = later.ranker(fitted)
+    replay, again = later.replay(ranker), repeat_fitting.OFF
+    if neutral.recommend_seen:
+        again = _repeats(later, ranker)
+        weights = fitted.part_weights * again.temperatures[:, None]
+        ranker = later.ranker(replace(fitted, part_weights=weights, repeat_profile=again.profile))
+        replay = later.replay(ranker)
+    adapted = _adaptation(later, ranker, replay, method)
+    choices = replace(
+        neutral,
+        weights=ranker.parameters.part_weights,
+        decays=ranker.parameters.part_decays,
+        repeat_profile=again.profile,
+        tuned=adapted.tuned,
+        learnt=adapted.learnt,
+        gate=adapted.judged.gate,
+        calibration=calibrate(replay, seed=later.window.seed),
+        moments=adapted.moments,
+    )
+    figures = user_means(set_ndcg(query_ranks(replay.start, replay.query)), replay.users)
+    start = {
+        "validation_events": len(replay.targets),
+        "start_set_ndcg": interval(figures, seed=later.window.seed).as_list(),
+        "gain_of_repeats": again.gain.as_list(),
+    }
+    return choices, start | _told(choices, adapted.judged, method)
+
+
+def _told(choices: Choices, judged: gate_tuning.Judged, method: Method) -> dict[str, Any]:
+    """Report what was chosen."""
+    tuned = choices.tuned
+    return {
+        "part_decays": [round(decay, 3) for decay in choices.decays.tolist()],
+        "gain_of_inner_step": tuned.gain.as_list(),
+        **method._asdict(),
+        "inner_step": "on" if tuned.pays else "off: it does not pay on validation users",
+        "inner_settings": {"tau": tuned.tau, "discount": tuned.discount, "precision": tuned.precision},
+        "gate": {"discount": judged.gate.discount, "credit": judged.gate.credit},
+        "gated_share": judged.gated_share,
+        "gain_of_gate": judged.gain.as_list(),
+        "part_weights": [[round(w, 3) for w in row] for row in choices.weights.tolist()],
+    }
+
+
+def split(interactions: Interactions) -> tuple[int, Tensor]:
+    """Number of the event that begins the later part, and a mask of the later part's events by users unseen before."""
+    first = (History.of(interactions.users).position == 0).nonzero()[:, 0]
+    cut = int(first[min(int(FIT_SHARE * len(first)), len(first) - 1)])
+    number = torch.arange(len(interactions))
+    unseen = ~torch.isin(interactions.users, interactions.users[:cut]) & (number >= cut)
+    return cut, unseen
+
+
+def limited(interactions: Interactions, mask: Tensor, seed: int, most_logits: int = MAX_LOGITS) -> Tensor:
+    """Keep whole users, at random, as long as their predictions fit into memory."""
+    most = most_logits // interactions.num_items
+    users, counts = torch.unique(interactions.users[mask], return_counts=True)
+    order = torch.randperm(len(users), generator=torch.Generator().manual_seed(seed))
+    kept = users[order][torch.cumsum(counts[order], 0) <= most]
+    return mask & torch.isin(interactions.users, kept if len(kept) else users[order[:1]])
+
+
+def _start(later: Later, neutral: Choices) -> MetaParameters:
+    """Fit the tables on the earlier part, and choose how parts are weighed and how fast they are forgotten."""
+    later.tell("fit tables on the earlier part", 0, 1)
+    early = later.window.before(later.cut)
+    matrices = centred(part_matrices(early.interactions, later.window.recipe))
+    fitted = fit(early, neutral, matrices)
+    later.tell("fit tables on the earlier part", 1, 1)
+    weighed = replace(fitted, part_weights=_weights(later, matrices, fitted))
+    decays = _memory(later, weighed)
+    if torch.equal(decays, fitted.part_decays):
+        return weighed
+    fitted = replace(fitted, part_decays=decays)
+    return replace(fitted, part_weights=_weights(later, matrices, fitted))
+
+
+def _memory(later: Later, parameters: MetaParameters) -> Tensor:
+    """How long the start remembers: the decays [P] that are surest to rank better than those of the parameters.
+
+    One replay serves all of them: they read the same tables, supports and priors.
+    """
+    window = later.window
+    unseen = limited(window.interactions, later.unseen, window.seed, MAX_LOGITS // 3)
+    choices = [parameters.part_decays, *(window.recipe.decays**power for power in MEMORIES)]
+    items = later.ranker(parameters).items
+    rankers = [Ranker(replace(parameters, part_decays=decays), items) for decays in choices]
+    progress = partial(later.tell, "choose the length of memory")
+    replays = replay_side_by_side(rankers, window.interactions, later.cut, unseen, progress)
+    figures = [user_means(set_ndcg(query_ranks(one.start, one.query)), one.users) for one in replays]
+    return choices[surest(torch.stack(figures))]
+
+
+def _repeats(later: Later, ranker: Ranker) -> repeat_fitting.Repeats:
+    """Fit repeats on all events of the later part: what users return to depends on nothing that was fitted before."""
+    window, interactions = later.window, later.window.interactions
+    mask = limited(interactions, torch.arange(len(interactions)) >= later.cut, window.seed)
+    replay = replay_start(ranker, interactions, later.cut, mask, lambda _done, _total: None)
+    support = earlier(History.of(interactions.users), interactions.items, replay.events, window.support_size)
+    return repeat_fitting.tune(replay, support, seed=window.seed)
+
+
+class _Adapted(NamedTuple):
+    """How users are adapted: the honest step's settings or a fitted learner, its gate, the start's moments."""
+
+    tuned: inner_tuning.Tuned
+    learnt: Learnt | None
+    judged: gate_tuning.Judged
+    moments: Moments
+
+
+def _adaptation(later: Later, ranker: Ranker, replay: Replay, method: Method) -> _Adapted:
+    """Tune the honest step, or fit a learner, and then the gate."""
+    window, factors = later.window, ranker.items.vectors[:, -ranker.state_size :]
+    seed = window.seed
+    if method.learner == HONEST:
+        tuned = inner_tuning.tune(replay, factors, seed=seed, progress=partial(later.tell, "tune the inner step"))
+        moments = prediction_moments(replay, tuned.tau)
+        return _Adapted(tuned, None, gate_tuning.tune(replay, factors, tuned, moments, seed=seed), moments)
+    progress = partial(later.tell, f"fit the learner ({method.learner})")
+    learnt = fit_learner(method, ranker, window.interactions, replay, first=later.cut, seed=seed, progress=progress)
+    tuned, judged = learnt.tuned, gate_tuning.UNJUDGED
+    if tuned.pays:
+        judged = gate_tuning.judge(replay, learnt.deviation, learnt.basis, tau=tuned.tau, seed=seed)
+    return _Adapted(tuned, learnt, judged, prediction_moments(replay, tuned.tau))
+
+
+def _weights(later: Later, matrices: list[Tensor], fitted: MetaParameters) -> Tensor:
+    """Part weights [B, 1 + P]: searched bucket by bucket where there are events to decide, initial ones elsewhere."""
+    window, interactions = later.window, later.window.interactions
+    history = History.of(interactions.users)
+    priors = popularity.priors(fitted.counts)
+    decays = support_gains(fitted.part_decays, window.support_size)
+    events = later.unseen.nonzero()[:, 0]
+    rows = []
+    for bucket, initial in enumerate(fitted.part_weights):
+        sample = events[sample_of_bucket(history.position[events], bucket, window.seed)]
+        if bucket == 0 or len(sample) == 0:  # without a support there is popularity only
+            rows.append(initial)
+            continue
+        support = earlier(history, interactions.items, sample, window.support_size)
+        query = following(history, interactions.items, sample, QUERY)
+        if fitted.recommend_seen:  # the parts find new items; that people return to the old ones is `models.repeats`'
+            query = torch.where((query[:, :, None] == support[:, None]).any(2), -1, query)
+        gains = decays.expand(len(sample), -1, -1)
+        prior = priors[bucket].expand(len(sample), -1)
+        scored = scored_candidates(matrices, prior, support, gains, query, initial.expand(len(sample), -1))
+        rows.append(search(scored, query, interactions.users[sample], initial))
+    return torch.stack(rows)
