@@ -10,7 +10,8 @@ from psycopg2.extras import execute_values
 
 from pipeline.batching import Advance, DeadLetter
 from pipeline.catalogue import ListedItem
-from pipeline.store import Store, move_positions, write_dead_letters
+from pipeline.partition_rows import move_positions, write_dead_letters
+from pipeline.store import Store
 from schemas.events import CatalogueItem, Withdrawal
 
 # Snapshots are numbered in the order in which they commit: a reader that has seen one has seen all before it.

@@ -23,7 +23,8 @@ from pipeline.catalogue_store import number_items, read_items, write_items
 from pipeline.chunks import Chunk
 from pipeline.flood_gate import FloodGate
 from pipeline.loop_versions import Sources, Versions
-from pipeline.store import Fenced, Store, StoreUnavailable
+from pipeline.session import Fenced, StoreUnavailable
+from pipeline.store import Store
 from schemas.errors import ConfigurationError
 from schemas.events import CatalogueItem, Interaction, Rejected, Withdrawal, parse_item
 

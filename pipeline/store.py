@@ -1,50 +1,41 @@
 """Postgres as the truth: read positions, users and catalogue; write a micro-batch in one transaction.
 
-Every statement stands here as SQL with a name. A position is moved by compare-and-set, so a worker that was frozen or
-cut off while another took its partitions can change nothing.
+Every statement stands as SQL with a name, here or in `partition_rows`.
 """
 
 from __future__ import annotations
 
-import hashlib
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import psycopg2
 import psycopg2.extensions
-import torch
-from psycopg2.extras import execute_values
 from sqlalchemy import Engine
-from sqlalchemy.exc import DBAPIError
 
-from pipeline.batching import Advance, DeadLetter
+from pipeline.batching import Advance
 from pipeline.failpoints import reach
-from pipeline.item_statistics import NUM_BUCKETS, ItemStatistics
+from pipeline.item_statistics import ItemStatistics
 from pipeline.outcome import Lists, Outcome
+from pipeline.partition_rows import (
+    ACCEPT_GAP,
+    INSERT_POSITION,
+    LOAD_STATISTICS,
+    READ_POSITIONS,
+    RECORD_ACTIVATION,
+    mark_saved,
+    move_positions,
+    statistics_of,
+    write_dead_letters,
+    write_popular,
+    write_statistics,
+)
+from pipeline.session import Fenced, Session
 from pipeline.support import UserTable
 from pipeline.user_rows import prequential_copy, segments_copy, states_copy
 
-# Failures that pass: waiting and trying again is right, a dead letter never is.
-_PASSING_CODES = {
-    "40001", "40P01", "55P03", "57014", "57P01", "57P02", "57P03", "25006", "25P03", "53100", "53200", "53300", "53400",
-}  # fmt: skip
-# A stopped process must not keep its row locks; a waiting one must not wait for ever.
-SESSION = "-c idle_in_transaction_session_timeout=3000 -c lock_timeout=2000"
-
-READ_POSITIONS = "SELECT partition, next_offset FROM innerloop.stream_position WHERE topic = %s AND partition = ANY(%s)"
-INSERT_POSITION = """INSERT INTO innerloop.stream_position (topic, partition, first_offset, next_offset)
-    VALUES (%s, %s, %s, %s) ON CONFLICT DO NOTHING"""
-ADVANCE = """UPDATE innerloop.stream_position SET next_offset = %s, applied = applied + %s,
-    dead_lettered = dead_lettered + %s, duplicates = duplicates + %s, dropped = dropped + %s, skipped = skipped + %s,
-    updated_at = clock_timestamp() WHERE topic = %s AND partition = %s AND next_offset = %s"""
-ACCEPT_GAP = """UPDATE innerloop.stream_position SET next_offset = %s, skipped = skipped + %s
-    WHERE topic = %s AND partition = %s AND next_offset = %s"""
-INSERT_DEAD_LETTERS = """INSERT INTO innerloop.dead_letters
-    (topic, partition, "offset", reason, detail, key, payload, sha256, record_time) VALUES %s ON CONFLICT DO NOTHING"""
 # What is copied comes into tables of the session first: a client that stops amid a COPY cannot be timed out by the
 # server, and must not hold a lock on what others write meanwhile.
 INCOMING = "".join(
@@ -83,24 +74,6 @@ LOAD_USERS = """SELECT user_id, partition, last_offset, num_events, num_applied,
 LOAD_EVENT_IDS = """SELECT user_id, ids, bodies FROM innerloop.event_ids
     WHERE user_id = ANY(%s) ORDER BY user_id, segment"""
 LOAD_SEEN_ITEMS = "SELECT user_id, items FROM innerloop.seen_items WHERE user_id = ANY(%s) ORDER BY user_id, segment"
-LOAD_STATISTICS = """SELECT partition, epoch_offset, item_nos, counts, pending_buckets, pending_items
-    FROM innerloop.item_statistics WHERE topic = %s AND partition = ANY(%s)"""
-SAVE_STATISTICS = """INSERT INTO innerloop.item_statistics
-    (topic, partition, epoch_offset, item_nos, counts, pending_buckets, pending_items)
-    VALUES (%s, %s, %s, %s, %s, %s, %s)
-    ON CONFLICT (topic, partition) DO UPDATE SET epoch_offset = excluded.epoch_offset, item_nos = excluded.item_nos,
-    counts = excluded.counts, pending_buckets = excluded.pending_buckets, pending_items = excluded.pending_items"""
-SAVE_PENDING = """UPDATE innerloop.item_statistics SET epoch_offset = %s, pending_buckets = %s, pending_items = %s
-    WHERE topic = %s AND partition = %s"""
-SAVE_POPULAR = """INSERT INTO innerloop.popular_items (topic, partition, item_nos, scores, meta_version, updated_at)
-    VALUES (%s, %s, %s, %s, %s, clock_timestamp()) ON CONFLICT (topic, partition) DO UPDATE SET
-    item_nos = excluded.item_nos, scores = excluded.scores, meta_version = excluded.meta_version,
-    updated_at = excluded.updated_at"""
-RECORD_ACTIVATION = """INSERT INTO innerloop.activations (topic, partition, kind, value, from_offset)
-    SELECT %(topic)s, %(partition)s, %(kind)s, %(value)s, %(offset)s WHERE %(value)s IS DISTINCT FROM (
-        SELECT value FROM innerloop.activations
-        WHERE topic = %(topic)s AND partition = %(partition)s AND kind = %(kind)s ORDER BY from_offset DESC LIMIT 1)
-    ON CONFLICT (topic, partition, kind, from_offset) DO UPDATE SET value = excluded.value"""
 HEADS = """SELECT (SELECT version FROM innerloop.meta_versions WHERE status = 'live'), canary.version,
     coalesce(canary.canary_partitions, '{}'), coalesce((SELECT max(snapshot) FROM innerloop.catalogue_snapshots), 0)
     FROM (SELECT) AS always LEFT JOIN innerloop.meta_versions canary ON canary.status = 'canary'"""
@@ -122,51 +95,20 @@ class Heads:
         return self.canary if partition in self.canary_partitions else self.live
 
 
-class StoreUnavailable(Exception):
-    """The database is away, read-only, full or locked: keep the batch, wait, and try again."""
-
-
-class Fenced(Exception):
-    """Another worker has moved the position: forget the partition and stop, the restart reads the truth."""
-
-
 class Store:
     """One connection to the database, opened when needed; not shared between threads."""
 
     def __init__(self, engine: Engine, *, id_horizon: int, seen_horizon: int) -> None:
-        self._engine = engine
+        self._session = Session(engine, prepare=INCOMING)
         self._horizons = id_horizon, seen_horizon
-        self._connection: Any = None
 
-    @contextmanager
-    def transaction(self) -> Iterator[psycopg2.extensions.cursor]:
+    def transaction(self) -> AbstractContextManager[psycopg2.extensions.cursor]:
         """One transaction, committed at the end of the block. Passing failures become StoreUnavailable."""
-        try:
-            if self._connection is None:
-                self._connection = self._open()
-            yield self._connection.cursor()
-            self._connection.commit()
-        except (psycopg2.Error, DBAPIError) as error:
-            self.close()
-            cause = error.orig if isinstance(error, DBAPIError) else error
-            if not isinstance(cause, psycopg2.Error) or not _passes(cause):
-                raise
-            raise StoreUnavailable(str(cause).strip().split("\n")[0]) from error
-        except BaseException:
-            self.close()
-            raise
-
-    def _open(self) -> Any:
-        connection = self._engine.raw_connection()
-        connection.cursor().execute(INCOMING)
-        connection.commit()
-        return connection
+        return self._session.transaction()
 
     def close(self) -> None:
         """Drop the connection, and with it any open transaction."""
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            connection.invalidate()
+        self._session.close()
 
     def positions(self, topic: str, partitions: Iterable[int]) -> dict[int, int]:
         """Next offsets of those partitions that have a row."""
@@ -214,7 +156,7 @@ class Store:
         """Item statistics of those partitions that have some."""
         with self.transaction() as cursor:
             cursor.execute(LOAD_STATISTICS, (topic, list(partitions)))
-            return {row[0]: _statistics(row[1:], half_life) for row in cursor.fetchall()}
+            return {row[0]: statistics_of(row[1:], half_life) for row in cursor.fetchall()}
 
     def write(self, outcome: Outcome, table: UserTable) -> None:
         """Commit everything that a micro-batch changes.
@@ -232,13 +174,13 @@ class Store:
                 if cursor.rowcount != len(outcome.slots):
                     raise Fenced("a user of this batch was written in another partition meanwhile")
             self._take_segments(cursor, outcome)
-            _write_statistics(cursor, topic, outcome.statistics)
-            _write_popular(cursor, topic, outcome.popular, outcome.version)
+            write_statistics(cursor, topic, outcome.statistics)
+            write_popular(cursor, topic, outcome.popular, outcome.version)
             if outcome.prequential.applied_types:
                 cursor.execute(TAKE_PREQUENTIAL)
             reach("before_commit")
         reach("after_commit")
-        _mark_saved(outcome.statistics)
+        mark_saved(outcome.statistics)
 
     def activate(
         self,
@@ -257,10 +199,10 @@ class Store:
                 row = {"topic": topic, "partition": partition, "offset": offset}
                 cursor.execute(RECORD_ACTIVATION, {**row, "kind": "meta_version", "value": version})
                 cursor.execute(RECORD_ACTIVATION, {**row, "kind": "catalogue", "value": snapshot})
-            _write_statistics(cursor, topic, statistics)
-            _write_popular(cursor, topic, popular, version)
+            write_statistics(cursor, topic, statistics)
+            write_popular(cursor, topic, popular, version)
             reach("mid_swap")
-        _mark_saved(statistics)
+        mark_saved(statistics)
 
     def _load_segments(
         self, cursor: psycopg2.extensions.cursor, table: UserTable, user_ids: list[str], slots: np.ndarray[Any, Any]
@@ -296,74 +238,3 @@ def _copy_in(cursor: psycopg2.extensions.cursor, outcome: Outcome, table: UserTa
             cursor.copy_expert(copy, segments_copy(segments))
     if outcome.prequential.applied_types:
         cursor.copy_expert(COPY_PREQUENTIAL, prequential_copy(outcome, recorded_at=time.time()))
-
-
-def _passes(error: psycopg2.Error) -> bool:
-    return error.pgcode in _PASSING_CODES or isinstance(error, psycopg2.OperationalError | psycopg2.InterfaceError)
-
-
-def move_positions(cursor: psycopg2.extensions.cursor, advances: Iterable[Advance]) -> None:
-    """Move each position by compare-and-set; raises Fenced when one is not where it is expected."""
-    for move in sorted(advances, key=lambda advance: advance.partition):
-        counts = (move.applied, move.dead_lettered, move.duplicates, move.dropped, move.skipped)
-        cursor.execute(ADVANCE, (move.next_offset, *counts, move.topic, move.partition, move.start))
-        if cursor.rowcount != 1:
-            raise Fenced(f"{move.topic}[{move.partition}] is no longer at {move.start}")
-
-
-def write_dead_letters(cursor: psycopg2.extensions.cursor, dead_letters: Sequence[DeadLetter]) -> None:
-    """Keep what can never be applied, with its reason and at most 64 KiB of its bytes."""
-    if dead_letters:
-        execute_values(cursor, INSERT_DEAD_LETTERS, [_dead_letter_row(letter) for letter in dead_letters])
-
-
-def _dead_letter_row(letter: DeadLetter) -> tuple[Any, ...]:
-    payload = letter.payload or b""
-    return (
-        letter.topic,
-        letter.partition,
-        letter.offset,
-        letter.reason,
-        letter.detail[:500],
-        None if letter.key is None else psycopg2.Binary(letter.key[:65536]),
-        None if letter.payload is None else psycopg2.Binary(payload[:65536]),
-        hashlib.sha256(payload).hexdigest(),
-        letter.record_ms,
-    )
-
-
-def _write_popular(cursor: psycopg2.extensions.cursor, topic: str, popular: Mapping[int, Lists], version: int) -> None:
-    for partition, lists in popular.items():
-        num = int(lists.lengths[0]) if len(lists.lengths) else 0
-        items, scores = (lists.item_nos[0, :num].tolist(), lists.scores[0, :num].tolist()) if num else ([], [])
-        cursor.execute(SAVE_POPULAR, (topic, partition, _array(items), _array(scores), version))
-
-
-def _write_statistics(cursor: psycopg2.extensions.cursor, topic: str, statistics: Mapping[int, ItemStatistics]) -> None:
-    for partition, held in statistics.items():
-        pending = _array(held.pending_buckets), _array(held.pending_items)
-        if not held.unsaved:
-            cursor.execute(SAVE_PENDING, (held.epoch_offset, *pending, topic, partition))
-            continue
-        counts = held.counts.numpy()
-        used = np.flatnonzero(counts.any(0))
-        packed = psycopg2.Binary(np.ascontiguousarray(counts[:, used]).astype("<f4").tobytes())
-        cursor.execute(SAVE_STATISTICS, (topic, partition, held.epoch_offset, _array(used.tolist()), packed, *pending))
-
-
-def _array(numbers: Sequence[float]) -> str:
-    """An array literal; psycopg2 would adapt a list number by number, in five times the time."""
-    return "{" + ",".join(map(repr, numbers)) + "}"
-
-
-def _mark_saved(statistics: Mapping[int, ItemStatistics]) -> None:
-    for held in statistics.values():
-        held.unsaved = False
-
-
-def _statistics(row: tuple[Any, ...], half_life: float) -> ItemStatistics:
-    epoch_offset, item_nos, counts, buckets, items = row
-    stored = np.frombuffer(counts, "<f4").reshape(-1, len(item_nos)) if item_nos else np.zeros((NUM_BUCKETS, 0), "<f4")
-    dense = torch.zeros(NUM_BUCKETS, max(item_nos, default=0) + 1)
-    dense[:, item_nos] = torch.from_numpy(stored.copy())
-    return ItemStatistics(epoch_offset, dense, half_life, list(buckets), list(items), unsaved=False)

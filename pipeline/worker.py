@@ -33,8 +33,9 @@ from pipeline.heartbeat import Heartbeat
 from pipeline.logs import quieten_logs
 from pipeline.loop import Loop
 from pipeline.loop_versions import Sources
+from pipeline.session import SESSION, Fenced, StoreUnavailable
 from pipeline.settings import Settings
-from pipeline.store import SESSION, Fenced, Store, StoreUnavailable
+from pipeline.store import Store
 from pipeline.support import UserTable
 from pipeline.topics import BrokerUnavailable, check_topics
 from pipeline.worker_intake import Intake

@@ -26,7 +26,8 @@ from pipeline.batching import LostRecords
 from pipeline.flood_gate import DeadLetterFlood
 from pipeline.loop import DataGap, Loop, TopicRecreated
 from pipeline.loop_versions import Sources
-from pipeline.store import SESSION, Fenced, Store
+from pipeline.session import SESSION, Fenced
+from pipeline.store import Store
 from pipeline.support import UserTable
 from schemas.database import connect_engine
 from schemas.events import parse_interaction

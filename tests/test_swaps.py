@@ -17,7 +17,8 @@ from models.meta_parameters import MetaParameters
 from pipeline.adaptation import Adaptation, Types
 from pipeline.loop import Loop
 from pipeline.loop_versions import Sources, StateMaps
-from pipeline.store import SESSION, Store
+from pipeline.session import SESSION
+from pipeline.store import Store
 from pipeline.support import UserTable
 from schemas.database import connect_engine
 from schemas.events import parse_interaction

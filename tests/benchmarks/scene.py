@@ -23,8 +23,9 @@ from pipeline.catalogue import Catalogue, ListedItem, build_catalogue
 from pipeline.chunks import Chunk
 from pipeline.loop import Loop
 from pipeline.loop_versions import Sources
+from pipeline.session import SESSION
 from pipeline.settings import Settings
-from pipeline.store import SESSION, Store
+from pipeline.store import Store
 from pipeline.support import UserTable
 from pipeline.synthetic_messages import encoded_chunks
 from pipeline.topics import topic_configs

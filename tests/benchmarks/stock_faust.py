@@ -21,8 +21,8 @@ import faust
 from pipeline.chunks import Chunk
 from pipeline.logs import quieten_logs
 from pipeline.loop import Loop
+from pipeline.session import SESSION
 from pipeline.settings import Settings
-from pipeline.store import SESSION
 from pipeline.worker import build_loop
 from schemas.database import connect_engine
 from tests.benchmarks.scene import one_thread

@@ -16,8 +16,10 @@ import psycopg2
 from psycopg2.extras import execute_values
 
 from pipeline.outcome import Outcome
+from pipeline.session import SESSION
 from pipeline.store import Store
 from pipeline.support import UserTable
+from schemas.database import connect_engine
 from tests.benchmarks.measuring import table
 from tests.benchmarks.scene import (
     NUM_ITEMS,
@@ -56,7 +58,9 @@ def measure(
     """Seconds of each `write` of `num_users` users, and of each peer; how many scores a user has."""
     loop = make_loop(parts.writer_url, parameters(num_items))
     loop.store.close()
-    recorder = loop.store = Recorder(loop.store._engine, id_horizon=1000, seen_horizon=2000)
+    recorder = loop.store = Recorder(
+        connect_engine(parts.writer_url, options=SESSION), id_horizon=1000, seen_horizon=2000
+    )
     recorder.seconds, recorder.written = [], []
     # each user in turn, so a batch holds every user once
     for chunks in batches(num_users * rounds, size=num_users, users=num_users, activity=None, num_items=num_items):

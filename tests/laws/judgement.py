@@ -14,8 +14,8 @@ import numpy as np
 
 from pipeline import arithmetic, topics
 from pipeline.chunks import Chunk
+from pipeline.session import SESSION
 from pipeline.settings import Settings
-from pipeline.store import SESSION
 from pipeline.synthetic_messages import Message
 from pipeline.worker import build_loop
 from schemas.database import connect_engine

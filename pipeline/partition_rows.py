@@ -1,0 +1,122 @@
+"""What belongs to a partition: its position with the fates of its events, dead letters, statistics, popular list.
+
+Functions take an open cursor: the transaction is the caller's. A position is moved by compare-and-set, so a worker that
+was frozen or cut off while another took its partitions can change nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import psycopg2
+import psycopg2.extensions
+import torch
+from psycopg2.extras import execute_values
+
+from pipeline.batching import Advance, DeadLetter
+from pipeline.item_statistics import NUM_BUCKETS, ItemStatistics
+from pipeline.outcome import Lists
+from pipeline.session import Fenced
+
+READ_POSITIONS = "SELECT partition, next_offset FROM innerloop.stream_position WHERE topic = %s AND partition = ANY(%s)"
+INSERT_POSITION = """INSERT INTO innerloop.stream_position (topic, partition, first_offset, next_offset)
+    VALUES (%s, %s, %s, %s) ON CONFLICT DO NOTHING"""
+ADVANCE = """UPDATE innerloop.stream_position SET next_offset = %s, applied = applied + %s,
+    dead_lettered = dead_lettered + %s, duplicates = duplicates + %s, dropped = dropped + %s, skipped = skipped + %s,
+    updated_at = clock_timestamp() WHERE topic = %s AND partition = %s AND next_offset = %s"""
+ACCEPT_GAP = """UPDATE innerloop.stream_position SET next_offset = %s, skipped = skipped + %s
+    WHERE topic = %s AND partition = %s AND next_offset = %s"""
+INSERT_DEAD_LETTERS = """INSERT INTO innerloop.dead_letters
+    (topic, partition, "offset", reason, detail, key, payload, sha256, record_time) VALUES %s ON CONFLICT DO NOTHING"""
+LOAD_STATISTICS = """SELECT partition, epoch_offset, item_nos, counts, pending_buckets, pending_items
+    FROM innerloop.item_statistics WHERE topic = %s AND partition = ANY(%s)"""
+SAVE_STATISTICS = """INSERT INTO innerloop.item_statistics
+    (topic, partition, epoch_offset, item_nos, counts, pending_buckets, pending_items)
+    VALUES (%s, %s, %s, %s, %s, %s, %s)
+    ON CONFLICT (topic, partition) DO UPDATE SET epoch_offset = excluded.epoch_offset, item_nos = excluded.item_nos,
+    counts = excluded.counts, pending_buckets = excluded.pending_buckets, pending_items = excluded.pending_items"""
+SAVE_PENDING = """UPDATE innerloop.item_statistics SET epoch_offset = %s, pending_buckets = %s, pending_items = %s
+    WHERE topic = %s AND partition = %s"""
+SAVE_POPULAR = """INSERT INTO innerloop.popular_items (topic, partition, item_nos, scores, meta_version, updated_at)
+    VALUES (%s, %s, %s, %s, %s, clock_timestamp()) ON CONFLICT (topic, partition) DO UPDATE SET
+    item_nos = excluded.item_nos, scores = excluded.scores, meta_version = excluded.meta_version,
+    updated_at = excluded.updated_at"""
+RECORD_ACTIVATION = """INSERT INTO innerloop.activations (topic, partition, kind, value, from_offset)
+    SELECT %(topic)s, %(partition)s, %(kind)s, %(value)s, %(offset)s WHERE %(value)s IS DISTINCT FROM (
+        SELECT value FROM innerloop.activations
+        WHERE topic = %(topic)s AND partition = %(partition)s AND kind = %(kind)s ORDER BY from_offset DESC LIMIT 1)
+    ON CONFLICT (topic, partition, kind, from_offset) DO UPDATE SET value = excluded.value"""
+
+
+def move_positions(cursor: psycopg2.extensions.cursor, advances: Iterable[Advance]) -> None:
+    """Move each position by compare-and-set; raises Fenced when one is not where it is expected."""
+    for move in sorted(advances, key=lambda advance: advance.partition):
+        counts = (move.applied, move.dead_lettered, move.duplicates, move.dropped, move.skipped)
+        cursor.execute(ADVANCE, (move.next_offset, *counts, move.topic, move.partition, move.start))
+        if cursor.rowcount != 1:
+            raise Fenced(f"{move.topic}[{move.partition}] is no longer at {move.start}")
+
+
+def write_dead_letters(cursor: psycopg2.extensions.cursor, dead_letters: Sequence[DeadLetter]) -> None:
+    """Keep what can never be applied, with its reason and at most 64 KiB of its bytes."""
+    if dead_letters:
+        execute_values(cursor, INSERT_DEAD_LETTERS, [_dead_letter_row(letter) for letter in dead_letters])
+
+
+def _dead_letter_row(letter: DeadLetter) -> tuple[Any, ...]:
+    payload = letter.payload or b""
+    return (
+        letter.topic,
+        letter.partition,
+        letter.offset,
+        letter.reason,
+        letter.detail[:500],
+        None if letter.key is None else psycopg2.Binary(letter.key[:65536]),
+        None if letter.payload is None else psycopg2.Binary(payload[:65536]),
+        hashlib.sha256(payload).hexdigest(),
+        letter.record_ms,
+    )
+
+
+def write_popular(cursor: psycopg2.extensions.cursor, topic: str, popular: Mapping[int, Lists], version: int) -> None:
+    """Write the lists for users without events."""
+    for partition, lists in popular.items():
+        num = int(lists.lengths[0]) if len(lists.lengths) else 0
+        items, scores = (lists.item_nos[0, :num].tolist(), lists.scores[0, :num].tolist()) if num else ([], [])
+        cursor.execute(SAVE_POPULAR, (topic, partition, _array(items), _array(scores), version))
+
+
+def write_statistics(cursor: psycopg2.extensions.cursor, topic: str, statistics: Mapping[int, ItemStatistics]) -> None:
+    """Write item statistics: all counts once an epoch, what has been added since then otherwise."""
+    for partition, held in statistics.items():
+        pending = _array(held.pending_buckets), _array(held.pending_items)
+        if not held.unsaved:
+            cursor.execute(SAVE_PENDING, (held.epoch_offset, *pending, topic, partition))
+            continue
+        counts = held.counts.numpy()
+        used = np.flatnonzero(counts.any(0))
+        packed = psycopg2.Binary(np.ascontiguousarray(counts[:, used]).astype("<f4").tobytes())
+        cursor.execute(SAVE_STATISTICS, (topic, partition, held.epoch_offset, _array(used.tolist()), packed, *pending))
+
+
+def mark_saved(statistics: Mapping[int, ItemStatistics]) -> None:
+    """Say that what was written has been committed."""
+    for held in statistics.values():
+        held.unsaved = False
+
+
+def statistics_of(row: tuple[Any, ...], half_life: float) -> ItemStatistics:
+    """Item statistics from a row of LOAD_STATISTICS, its partition aside."""
+    epoch_offset, item_nos, counts, buckets, items = row
+    stored = np.frombuffer(counts, "<f4").reshape(-1, len(item_nos)) if item_nos else np.zeros((NUM_BUCKETS, 0), "<f4")
+    dense = torch.zeros(NUM_BUCKETS, max(item_nos, default=0) + 1)
+    dense[:, item_nos] = torch.from_numpy(stored.copy())
+    return ItemStatistics(epoch_offset, dense, half_life, list(buckets), list(items), unsaved=False)
+
+
+def _array(numbers: Sequence[float]) -> str:
+    """An array literal; psycopg2 would adapt a list number by number, in five times the time."""
+    return "{" + ",".join(map(repr, numbers)) + "}"
