@@ -12,7 +12,17 @@ import sys
 
 import typer
 
-from pipeline import cli_backtest, cli_dataset, cli_drift, cli_feed, cli_models, cli_read, cli_run
+from pipeline import (
+    cli_backtest,
+    cli_dataset,
+    cli_drift,
+    cli_feed,
+    cli_models,
+    cli_read,
+    cli_run,
+    cli_services,
+    cli_train,
+)
 from schemas.errors import ConfigurationError
 
 FAILED, CONFIGURATION = 1, 78
@@ -49,6 +59,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 cli_run.register(app)
+cli_services.register(app)
+cli_train.register(app)
 cli_feed.register(app)
 cli_dataset.register(app)
 cli_backtest.register(app)

@@ -19,6 +19,11 @@ Format = Annotated[
 File = Annotated[str, typer.Argument(help="A file, also gzipped, or - for standard input.", metavar="FILE|-")]
 Limit = Annotated[int | None, typer.Option(min=1, help="Stop after so many lines.")]
 Rate = Annotated[float | None, typer.Option(min=0.001, help="At most so many records a second.")]
+SpeedUp = Annotated[
+    float | None, typer.Option(min=0.001, metavar="X", help="Replay event time, X times as fast as it was.")
+]
+MappingFile = Annotated[Path | None, typer.Option(help="TOML file that maps foreign JSON onto the contract.")]
+PassThrough = Annotated[bool, typer.Option("--pass-through", help="Send JSON lines as they are, whatever they are.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -30,15 +35,11 @@ def register(app: typer.Typer) -> None:
 def produce(
     file: File,
     rate: Rate = None,
-    speed_up: Annotated[
-        float | None, typer.Option(min=0.001, metavar="X", help="Replay event time, X times as fast as it was.")
-    ] = None,
-    mapping: Annotated[Path | None, typer.Option(help="TOML file that maps foreign JSON onto the contract.")] = None,
+    speed_up: SpeedUp = None,
+    mapping: MappingFile = None,
     limit: Limit = None,
     format: Format = None,
-    pass_through: Annotated[
-        bool, typer.Option("--pass-through", help="Send JSON lines as they are, whatever they are.")
-    ] = False,
+    pass_through: PassThrough = False,
     json: AsJson = False,
 ) -> None:
     """Feed interactions into Kafka, keyed by their user.
@@ -60,6 +61,10 @@ def produce(
       innerloop produce yesterday.jsonl --speed-up 60
       zcat segment.json.gz | innerloop produce - --mapping segment.toml
     """
+    if pass_through and (mapping or format == "csv"):
+        raise typer.BadParameter(
+            "lines that are passed through are neither mapped nor CSV", param_hint="--pass-through"
+        )
     from functools import partial
 
     from pipeline.feeding import feed
@@ -68,24 +73,12 @@ def produce(
     from pipeline.settings import Settings
     from schemas.mapping import load_mapping
 
-    if pass_through and (mapping or format == "csv"):
-        raise typer.BadParameter(
-            "lines that are passed through are neither mapped nor CSV", param_hint="--pass-through"
-        )
     translation = load_mapping(mapping) if mapping else None
     convert = raw_record if pass_through else partial(interaction_record, mapping=translation)
-
     settings = Settings.load()
+    broker, topic, pace = settings.broker_address(), settings.topic_interactions, Pace(rate, speed_up)
     with open_source(file, format) as source:
-        fed = feed(
-            settings.broker_address(),
-            settings.topic_interactions,
-            source,
-            convert,
-            pace=Pace(rate, speed_up),
-            limit=limit,
-        )
-    _report(fed, json)
+        _report(feed(broker, topic, source, convert, pace=pace, limit=limit), json)
 
 
 def items(file: File, rate: Rate = None, limit: Limit = None, format: Format = None, json: AsJson = False) -> None:

@@ -214,8 +214,7 @@ def replay_letters(
 
     if not every and not any((reason, topic, since, partition is not None, offset is not None)):
         raise typer.BadParameter("say which: --reason, --topic, --partition, --offset, --since or --all")
-    settings = Settings.load()
-    broker, url = settings.connection("writer")
+    broker, url = Settings.load().connection("writer")
     engine = connect_engine(url)
     check_schema(engine)
     check_role(engine, "writer")

@@ -71,12 +71,9 @@ def register(
         "artefact": f"artefacts/{sha256}.safetensors",
         "sha256": sha256,
         "encoder": parameters.encoder,
-        "metrics": dict(metrics),
-        "provenance": dict(provenance),
-        "request": request,
-        "window_from_ms": window_ms and window_ms[0],
-        "window_to_ms": window_ms and window_ms[1],
     }
+    row |= {"metrics": dict(metrics), "provenance": dict(provenance), "request": request}
+    row |= {"window_from_ms": window_ms and window_ms[0], "window_to_ms": window_ms and window_ms[1]}
     with _registering(engine) as connection:
         with connection.begin():
             if request is not None and (made := _of_request(connection, request)):

@@ -25,7 +25,7 @@ from models.meta_parameters import MetaParameters
 from models.popularity import NUM_BUCKETS, bucket_of
 from models.ranker import Ranker, TaskBatch, exclusions
 from models.replay import Moments, epochs, tasks_before
-from pipeline import cli_run
+from pipeline import cli_train
 from tests.factories import learnt_fields, meta_parameters
 from tests.test_outer_loop import clustered, item_ids, texts
 
@@ -319,6 +319,6 @@ def test_the_same_data_and_seed_give_the_same_learner(monkeypatch: pytest.Monkey
 
 
 def test_the_command_offers_what_there_is() -> None:
-    assert set(get_args(cli_run.Learners)) == {HONEST, *LEARNERS}
-    assert get_args(cli_run.Adapters) == tuple(ADAPTERS)
-    assert get_args(cli_run.Residuals) == RESIDUALS
+    assert set(get_args(cli_train.Learners)) == {HONEST, *LEARNERS}
+    assert get_args(cli_train.Adapters) == tuple(ADAPTERS)
+    assert get_args(cli_train.Residuals) == RESIDUALS
