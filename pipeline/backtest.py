@@ -7,7 +7,7 @@ part), for everybody alike; everything is fitted and chosen on events before the
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from zlib import crc32
 
@@ -22,7 +22,7 @@ from pipeline.adaptation import Types
 from pipeline.backtest_data import load_log
 from pipeline.backtest_result import Contest, Cost, StreamResult
 from pipeline.interaction_log import InteractionLog
-from pipeline.protocols import Phase, Query, StreamCut, cut_static, cut_stream
+from pipeline.protocols import Phase, Query, StaticCut, StreamCut, cut_static, cut_stream
 from pipeline.settings import Settings
 from pipeline.stages import Stages, stages
 from pipeline.support import Ints
@@ -36,7 +36,7 @@ class Request:
         data: a file, or the name of a data set.
         peers: names of `backtest_peers.ALL`.
         max_users: users kept of a larger file.
-        judged_users: most users, unseen and known each, whose events are ranked; all events are learnt.
+        judged_users: most users who are ranked for. Stream: unseen and known each, and all events are learnt.
         recipe: hyperparameters of meta-training.
 
     """
@@ -108,7 +108,7 @@ def run_static(settings: Settings, request: Request) -> backtest_static.StaticRe
     torch.set_num_threads(settings.torch_threads)
     with stages() as progress:
         scene = scene_of(settings, request, progress)
-        cut = cut_static(scene.log)
+        cut, note = limited_cases(scene.log, cut_static(scene.log), request.judged_users)
         model = _model(scene, cut.fit, request, progress)
         return backtest_static.judge(
             model,
@@ -118,7 +118,7 @@ def run_static(settings: Settings, request: Request) -> backtest_static.StaticRe
             query=request.query,
             peers=request.peers,
             seed=request.seed,
-            notes=scene.notes,
+            notes=[*scene.notes, *note],
             name=Path(request.data).name,
             tell=progress,
         )
@@ -176,9 +176,25 @@ def _limited(log: InteractionLog, cut: StreamCut, most: int) -> tuple[Ints, list
     users = log.users[cut.judged]
     for mask, kind in ((cut.unseen, "unseen"), (~cut.unseen, "known")):
         group = np.unique(users[mask])
-        by_hash = sorted(group.tolist(), key=lambda user: (crc32(log.user_ids[user].encode()), user))
-        kept |= mask & np.isin(users, by_hash[:most])
+        kept |= mask & np.isin(users, _by_hash(log, group)[:most])
         if len(group) > most:
             shares.append(f"{most:,} of {len(group):,} {kind} users")
-    note = [f"Judged are {' and '.join(shares)}, chosen by a hash of the id (--judged-users)."] if shares else []
-    return np.where(kept[:, None], cut.next_items, -1), note
+    return np.where(kept[:, None], cut.next_items, -1), _said(shares)
+
+
+def limited_cases(log: InteractionLog, cut: StaticCut, most: int) -> tuple[StaticCut, list[str]]:
+    """The same episodes with at most so many users: scores of all items are kept for each of them."""
+    num = len(cut.users)
+    if num <= most:
+        return cut, []
+    kept = np.flatnonzero(np.isin(cut.users, _by_hash(log, cut.users)[:most]))
+    fewer = replace(cut, users=cut.users[kept], histories=tuple(cut.histories[case] for case in kept.tolist()))
+    return fewer, _said([f"{most:,} of {num:,} users"])
+
+
+def _by_hash(log: InteractionLog, users: Ints) -> list[int]:
+    return sorted(users.tolist(), key=lambda user: (crc32(log.user_ids[user].encode()), user))
+
+
+def _said(shares: list[str]) -> list[str]:
+    return [f"Judged are {' and '.join(shares)}, chosen by a hash of the id (--judged-users)."] if shares else []

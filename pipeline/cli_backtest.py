@@ -1,14 +1,65 @@
-"""The command that judges adaptation offline, on any interactions."""
+"""The commands that judge adaptation offline, on any interactions."""
 # ruff: noqa: D301  # \b is click's mark for a paragraph that keeps its lines; a raw string would lose it
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from pipeline.cli_output import AsJson, emit_json, say
+
+if TYPE_CHECKING:
+    from pipeline.backtest_result import StreamResult
+    from pipeline.backtest_static import StaticResult
+
+# What is judged
+Data = Annotated[
+    str,
+    typer.Argument(
+        help="JSON Lines, CSV (both also gzipped) or Parquet of interactions, or ml-100k, or synthetic.",
+        metavar="DATA",
+    ),
+]
+Items = Annotated[str | None, typer.Option(help="Catalogue with texts, as for `items`; without it ids only.")]
+Mapped = Annotated[Path | None, typer.Option(help="TOML file that says where user, item, type and time are found.")]
+MaxUsers = Annotated[
+    int, typer.Option(min=10, help="Of a larger file so many users are kept, whole, chosen by a hash of the id.")
+]
+Seed = Annotated[int, typer.Option(help="Of everything random in training.")]
+
+# How
+Protocol = Annotated[
+    Literal["stream", "static"],
+    typer.Option(help="stream: rank before each event, then learn it. static: after exactly 1, 3, 5, 10, 20 events."),
+]
+Phase = Annotated[
+    Literal["tune", "test"],
+    typer.Option(help="stream only: judge the last 20 % of users, or the 30 % before them."),
+]
+Query = Annotated[
+    Literal["gap", "adjacent"], typer.Option(help="static only: look for events 21 to 40, or for the next 20.")
+]
+Peers = Annotated[
+    str, typer.Option(help="Comma-separated; also sasrec (slow) and repeats; `none` for innerloop alone.")
+]
+RecipeName = Annotated[
+    str | None, typer.Option("--recipe", help="Hyperparameters by `innerloop search`: their name, or a .toml file.")
+]
+JudgedUsers = Annotated[
+    int,
+    typer.Option(min=1, help="So many users are ranked for, chosen by a hash (stream: so many unseen, so many known)."),
+]
+Partitions = Annotated[int, typer.Option(min=1, help="stream only: users spread over so many partitions.")]
+
+# What is written
+Report = Annotated[Path | None, typer.Option("--out", help="Folder for report.html and report.json.")]
+Tensorboard = Annotated[Path | None, typer.Option(help="Folder for TensorBoard logs.")]
+RefereeScores = Annotated[
+    Path | None, typer.Option(help="Also write what a referee judges: ranks (stream) or scores (static), .npz.")
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -18,49 +69,21 @@ def register(app: typer.Typer) -> None:
 
 
 def backtest(
-    data: Annotated[
-        str,
-        typer.Argument(
-            help="JSON Lines, CSV (both also gzipped) or Parquet of interactions, or ml-100k, or synthetic.",
-            metavar="DATA",
-        ),
-    ],
-    items: Annotated[
-        str | None, typer.Option(help="Catalogue with texts, as for `items`; without it ids only.")
-    ] = None,
-    mapping: Annotated[
-        Path | None, typer.Option(help="TOML file that says where user, item, type and time are found.")
-    ] = None,
-    protocol: Annotated[
-        Literal["stream", "static"],
-        typer.Option(
-            help="stream: rank before each event, then learn it. static: after exactly 1, 3, 5, 10, 20 events."
-        ),
-    ] = "stream",
-    phase: Annotated[
-        Literal["tune", "test"],
-        typer.Option(help="stream only: judge the last 20 % of users, or the 30 % before them."),
-    ] = "test",
-    query: Annotated[
-        Literal["gap", "adjacent"], typer.Option(help="static only: look for events 21 to 40, or for the next 20.")
-    ] = "gap",
-    peers: Annotated[
-        str, typer.Option(help="Comma-separated; also sasrec (slow) and repeats; `none` for innerloop alone.")
-    ] = "popular,popular-online,popular-by-position,item-knn,ease,als",
-    out: Annotated[Path | None, typer.Option(help="Folder for report.html and report.json.")] = None,
-    tensorboard: Annotated[Path | None, typer.Option(help="Folder for TensorBoard logs.")] = None,
-    referee_scores: Annotated[
-        Path | None, typer.Option(help="Also write what a referee judges: ranks (stream) or scores (static), .npz.")
-    ] = None,
-    recipe: Annotated[
-        str | None, typer.Option(help="Hyperparameters by `innerloop search`: their name, or a .toml file.")
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Of everything random in training.")] = 0,
-    max_users: Annotated[int, typer.Option(min=10, help="Of a larger file so many users are kept, whole.")] = 50_000,
-    judged_users: Annotated[
-        int, typer.Option(min=1, help="stream only: so many unseen and so many known users are ranked for.")
-    ] = 2000,
-    partitions: Annotated[int, typer.Option(min=1, help="stream only: users spread over so many partitions.")] = 1,
+    data: Data,
+    items: Items = None,
+    mapping: Mapped = None,
+    protocol: Protocol = "stream",
+    phase: Phase = "test",
+    query: Query = "gap",
+    peers: Peers = "popular,popular-online,popular-by-position,item-knn,ease,als",
+    recipe: RecipeName = None,
+    seed: Seed = 0,
+    max_users: MaxUsers = 50_000,
+    judged_users: JudgedUsers = 2000,
+    partitions: Partitions = 1,
+    out: Report = None,
+    tensorboard: Tensorboard = None,
+    referee_scores: RefereeScores = None,
     json: AsJson = False,
 ) -> None:
     """Judge what adaptation would earn on your data.
@@ -71,6 +94,9 @@ def backtest(
     Columns are found by their usual names (user_id, item_id, timestamp, rating, …); --mapping says otherwise. Events
     of one user are used in order of time. Nothing of the users to be judged is known to training or to tuning.
 
+    A large file is read in bounded memory: --max-users keeps whole users of it, --judged-users ranks for some of those.
+    The report says what was left out.
+
     \b
     Examples:
       innerloop backtest ml-100k --out report
@@ -78,42 +104,63 @@ def backtest(
       innerloop backtest orders.parquet --mapping orders.toml --peers popular,item-knn
       innerloop backtest ml-100k --protocol static --referee-scores scores.npz
     """
-    from pipeline import backtest as judging
-    from pipeline import backtest_output as output
-    from pipeline import backtest_plots, backtest_report, backtest_tensorboard, meta_training
+    from pipeline.backtest import Request, run_static, run_stream
+    from pipeline.meta_training import recipe_named
     from pipeline.settings import Settings
 
+    wanted = _Wanted(out, tensorboard, referee_scores, json)
+    wanted.check_available()
     settings = Settings.load()
-    names = () if peers == "none" else tuple(name.strip() for name in peers.split(",") if name.strip())
-    request = judging.Request(
+    request = Request(
         data=data,
         items=items,
         mapping=mapping,
         phase=phase,
         query=query,
-        peers=names,
+        peers=() if peers == "none" else tuple(name.strip() for name in peers.split(",") if name.strip()),
         seed=seed,
         max_users=max_users,
         judged_users=judged_users,
         num_partitions=partitions,
-        recipe=meta_training.recipe_named(settings, recipe),
+        recipe=recipe_named(settings, recipe),
     )
-    if out:
-        backtest_plots.check_available()
-    if tensorboard:
-        backtest_tensorboard.check_available()
-    result = judging.run_static(settings, request) if protocol == "static" else judging.run_stream(settings, request)
-    if referee_scores:
-        output.write_scores(result, referee_scores)
-    if tensorboard:
-        backtest_tensorboard.write_logs(result, tensorboard)
-    report = backtest_report.write_report(result, out) if out else None
-    if json:
-        emit_json(result.as_json())
-    else:
-        print(output.as_text(result))
-    for path in (report, tensorboard, referee_scores):
-        if path:
+    wanted.write(run_static(settings, request) if protocol == "static" else run_stream(settings, request))
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """Where the result of a backtest goes."""
+
+    report: Path | None
+    tensorboard: Path | None
+    referee_scores: Path | None
+    json: bool
+
+    def check_available(self) -> None:
+        """Raises ConfigurationError before any work is done where a library is missing."""
+        from pipeline import backtest_plots, backtest_tensorboard
+
+        if self.report:
+            backtest_plots.check_available()
+        if self.tensorboard:
+            backtest_tensorboard.check_available()
+
+    def write(self, result: StreamResult | StaticResult) -> None:
+        """Write the files that were asked for, print the figures, and say where the files are."""
+        from pipeline import backtest_output, backtest_report, backtest_tensorboard
+
+        written = [path for path in (self.tensorboard, self.referee_scores) if path]
+        if self.referee_scores:
+            backtest_output.write_scores(result, self.referee_scores)
+        if self.tensorboard:
+            backtest_tensorboard.write_logs(result, self.tensorboard)
+        if self.report:
+            written.insert(0, backtest_report.write_report(result, self.report))
+        if self.json:
+            emit_json(result.as_json())
+        else:
+            print(backtest_output.as_text(result))
+        for path in written:
             say(f"written: {path}")
 
 
@@ -121,13 +168,13 @@ def search(
     data: Annotated[str, typer.Argument(help="Interactions as for `backtest`.", metavar="DATA")],
     name: Annotated[str, typer.Option(help="Of the recipe; the same name goes on where it stopped.")],
     trials: Annotated[int, typer.Option(min=1, help="Done in all, those of earlier runs included.")] = 30,
-    items: Annotated[str | None, typer.Option(help="Catalogue with texts, as for `items`.")] = None,
-    mapping: Annotated[Path | None, typer.Option(help="TOML file that says where the fields are found.")] = None,
+    items: Items = None,
+    mapping: Mapped = None,
     phase: Annotated[
         Literal["tune", "test"], typer.Option(help="Fit part of the stream protocol that is searched on.")
     ] = "test",
-    seed: Annotated[int, typer.Option(help="Of the draws and of training.")] = 0,
-    max_users: Annotated[int, typer.Option(min=10, help="Of a larger file so many users are kept, whole.")] = 50_000,
+    seed: Seed = 0,
+    max_users: MaxUsers = 50_000,
     json: AsJson = False,
 ) -> None:
     """Search hyperparameters of meta-training.

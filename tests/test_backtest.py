@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,11 @@ import pytest
 from numpy.typing import NDArray
 
 from pipeline import backtest_figures as figures
+from pipeline.backtest import limited_cases
 from pipeline.backtest_static import judge_scores
 from pipeline.cli import app
+from pipeline.interaction_log import InteractionLog
+from pipeline.protocols import cut_static
 from pipeline.synthetic import Plan
 from pipeline.synthetic_files import write_synthetic
 
@@ -78,6 +82,30 @@ def test_static_episodes_are_judged_and_users_do_not_learn_from_each_other(
     assert found["by_k"]["popular"]["1"] == found["by_k"]["popular"]["20"], "the same list, the same query"
     assert np.load(scores)["k3"].shape == (found["cases"], found["items"])
     assert found["by_k"]["adapted"]["20"]["ndcg"][0] > found["by_k"]["popular"]["20"]["ndcg"][0]
+
+
+def test_static_episodes_of_some_users_are_those_that_all_users_have_and_the_report_says_so() -> None:
+    log = log_of([(user, at) for user in range(200) for at in range(30)])
+    whole = cut_static(log)
+    some, notes = limited_cases(log, whole, 7)
+    kept = np.flatnonzero(np.isin(whole.users, some.users))
+    assert len(some.users) == 7
+    assert [history.tolist() for history in some.histories] == [whole.histories[case].tolist() for case in kept]
+    assert (some.fit == whole.fit).all()
+    assert f"7 of {len(whole.users)} users" in notes[0]
+    assert limited_cases(log, whole, len(whole.users)) == (whole, [])
+
+
+def log_of(pairs: list[tuple[int, int]]) -> InteractionLog:
+    """Users, each with events one after the other, every user later than the one before."""
+    users, places = np.array(pairs).T
+    nothing = np.zeros(len(users), np.int64)
+    ids = tuple(str(user) for user in np.unique(users))
+    items, times, weights = places % 5, 1000 * users + places, np.ones(len(users), np.float32)
+    names: tuple[str | None, ...] = (None,) * 5
+    return InteractionLog(
+        ids, tuple("abcde"), names, users, items, times, nothing, weights > 0, weights, 1.0, Counter()
+    )
 
 
 def test_a_file_without_texts_and_without_types_can_be_judged(
