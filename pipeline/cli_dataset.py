@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, get_args
 
 import typer
 
@@ -58,7 +58,7 @@ def synthetic(
     per_day: Annotated[float, typer.Option(min=0.001, help="Choices a day of event time.")] = 5000.0,
     drift: Annotated[
         list[str] | None,
-        typer.Option(metavar="AT:KIND:SHARE", help="From choice AT on, another taste or exposure; repeatable."),
+        typer.Option(metavar="AT:KIND:SHARE", help="From choice AT on: KIND taste, exposure or meaning; repeatable."),
     ] = None,
     repeats: Annotated[
         float, typer.Option(min=0, max=1, help="Share of choices that return to an item had before, by habit.")
@@ -76,6 +76,7 @@ def synthetic(
     Examples:
       innerloop dataset synthetic --out data --users 5000 --events 100000
       innerloop dataset synthetic --out data --drift 10000:taste:0.3 --drift 15000:exposure:1
+      innerloop dataset synthetic --out relabelled --drift 10000:meaning:1
       innerloop dataset synthetic --out groceries --repeats 0.6
       innerloop dataset synthetic --out dirty --duplicates 0.05 --malformed 0.01
     """
@@ -101,16 +102,14 @@ def synthetic(
 
 
 def _drift(written: str) -> Drift:
-    from pipeline.synthetic import Drift
+    from pipeline.synthetic import Drift, DriftKind
 
+    kinds: dict[str, DriftKind] = {kind: kind for kind in get_args(DriftKind)}
     at, _, rest = written.partition(":")
     kind, _, share = rest.partition(":")
     try:
-        return Drift(int(at), _KINDS[kind], float(share or 1))
+        return Drift(int(at), kinds[kind], float(share or 1))
     except (KeyError, ValueError):
         raise typer.BadParameter(
-            f"{written!r} is not AT:taste:SHARE or AT:exposure:SHARE", param_hint="--drift"
+            f"{written!r} is not AT:KIND:SHARE with KIND {', '.join(kinds)}", param_hint="--drift"
         ) from None
-
-
-_KINDS: dict[str, Literal["taste", "exposure"]] = {"taste": "taste", "exposure": "exposure"}

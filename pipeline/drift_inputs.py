@@ -29,6 +29,7 @@ class InputMix:
     def __init__(self) -> None:
         self._sums = {"recent": self._none(), "usual": self._none()}
         self.num_labels = 0
+        self._newest_ms: int | None = None
 
     @staticmethod
     def _none() -> dict[str, Floats]:
@@ -39,11 +40,15 @@ class InputMix:
         if not len(items):
             return
         self.num_labels += len(items)
+        # One clock for all partitions: pieces of several tell the same hours, and pieces of one label none.
+        newest = max(int(event_ms.max()), self._newest_ms or 0)
+        passed = newest - (int(event_ms.min()) if self._newest_ms is None else self._newest_ms)
+        self._newest_ms = newest
         seen = {
             "items": np.bincount(items % BINS, minlength=BINS),
             "new": np.array([new_items.sum(), len(items)]),
             "types": applied_types,
-            "time": np.array([len(items), max(float(event_ms.max() - event_ms.min()), 0.0) / 3_600_000]),
+            "time": np.array([len(items), passed / 3_600_000]),
         }
         for name, memory in (("recent", RECENT), ("usual", USUAL)):
             kept = 0.5 ** (len(items) / memory)
@@ -73,13 +78,13 @@ class InputMix:
     def state(self) -> dict[str, Any]:
         """Plain numbers."""
         sums = {name: {key: value.tolist() for key, value in kept.items()} for name, kept in self._sums.items()}
-        return {"num_labels": self.num_labels, "sums": sums}
+        return {"num_labels": self.num_labels, "newest_ms": self._newest_ms, "sums": sums}
 
     @classmethod
     def restore(cls, state: dict[str, Any]) -> InputMix:
         """What `state` described."""
         found = cls()
-        found.num_labels = state["num_labels"]
+        found.num_labels, found._newest_ms = state["num_labels"], state.get("newest_ms")
         found._sums = {
             name: {key: np.array(value, float) for key, value in kept.items()} for name, kept in state["sums"].items()
         }

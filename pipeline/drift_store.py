@@ -9,7 +9,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -43,7 +43,7 @@ READ = f"""SELECT {COLUMNS} FROM innerloop.drift_positions d CROSS JOIN LATERAL 
     WHERE d.topic = %s ORDER BY p.latest, p.partition, p.first_offset"""  # noqa: S608 - constant column names
 READ_SINCE = f"""SELECT {COLUMNS} FROM innerloop.prequential p
     JOIN unnest(%s::int[], %s::bigint[]) AS since (partition, "offset")
-        ON p.partition = since.partition AND p.first_offset >= since."offset"
+        ON p.partition = since.partition AND p.next_offset > since."offset"
     WHERE p.topic = %s AND p.meta_version = %s
     ORDER BY p.recorded_at DESC LIMIT %s"""  # noqa: S608 - constant column names
 MOVE = """UPDATE innerloop.drift_positions SET next_offset = %s, applied = applied + %s
@@ -90,14 +90,29 @@ class MonitorUnavailable(Exception):
 
 @dataclass(frozen=True)
 class Piece:
-    """One row of the record, with its labels that have a loss as columns; `record_ms` is Kafka's newest time in it."""
+    """One row of the record, with its E labels that have a loss as columns.
+
+    `offsets` and `record_times` [E] are Kafka's of the labels; `record_ms` is its newest time in the row.
+    """
 
     partition: int
     next_offset: int
     version: int
     observations: Observations
+    offsets: np.ndarray[Any, np.dtype[np.int64]]
+    record_times: np.ndarray[Any, np.dtype[np.int64]]
     record_ms: int
     applied_types: np.ndarray[Any, np.dtype[np.int64]]
+
+    def since(self, offset: int) -> Piece:
+        """The labels from an offset on."""
+        kept = self.offsets >= offset
+        return replace(
+            self,
+            observations=self.observations.at(kept),
+            offsets=self.offsets[kept],
+            record_times=self.record_times[kept],
+        )
 
 
 class DriftStore:
@@ -158,10 +173,11 @@ class DriftStore:
         return list(map(piece, rows))
 
     def read_since(self, cursor: Any, positions: dict[int, int], version: int, most: int) -> list[Piece]:
-        """The newest `most` micro-batches of one version from these positions on, oldest first."""
+        """The newest `most` micro-batches of one version, oldest first; their labels from these offsets on."""
         offsets = list(positions), list(positions.values())
         cursor.execute(READ_SINCE, (*offsets, self.topic, version, most))
-        return list(map(piece, cursor.fetchall()[::-1]))
+        found = map(piece, cursor.fetchall()[::-1])
+        return [one.since(positions[one.partition]) for one in found]
 
     def positions(self, cursor: Any) -> dict[int, int]:
         """Next offset to read, by partition."""
@@ -249,7 +265,9 @@ class DriftStore:
 
 def piece(row: tuple[Any, ...]) -> Piece:
     """A row in the order of COLUMNS; labels without a vector have no loss and are left out."""
-    partition, _, next_offset, version, _, record_times, users, items, types, num_events, loss, start, ranks = row[:13]
+    partition, _, next_offset, version, offsets, record_times, users, items, types, num_events, loss, start, ranks = (
+        row[:13]
+    )
     event_times, new_items, scenes, names, counts = row[13:]
     seen = Observations(
         loss=np.array(loss, float),
@@ -262,11 +280,14 @@ def piece(row: tuple[Any, ...]) -> Piece:
         users=np.array(list(map(_hash, users)), np.int64),
         items=np.array(items, np.int64),
     )
+    known = np.array(ranks, np.int64) > 0
     return Piece(
         partition=partition,
         next_offset=next_offset,
         version=version,
-        observations=seen.at(np.array(ranks, np.int64) > 0),
+        observations=seen.at(known),
+        offsets=np.array(offsets, np.int64)[known],
+        record_times=np.array(record_times, np.int64)[known],
         record_ms=max(record_times, default=0),
         applied_types=np.array(counts or [0] * len(NAMES)),
     )

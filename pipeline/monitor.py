@@ -9,34 +9,24 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import signal
 import socket
 import threading
 import time
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import structlog
 from sqlalchemy.exc import OperationalError
 
-from pipeline.drift import Alarm, DriftMonitor, Observations, Sensitivity
-from pipeline.drift_decision import (
-    UNKNOWN_GAIN,
-    Circumstances,
-    Decision,
-    Evidence,
-    Thresholds,
-    as_numbers,
-    decide,
-    weigh,
-)
+from pipeline.drift import Alarm, DriftMonitor, Sensitivity
+from pipeline.drift_decision import Thresholds
 from pipeline.drift_inputs import InputMix
 from pipeline.drift_store import DriftStore, MonitorUnavailable, Piece
 from pipeline.failpoints import arm, reach
 from pipeline.logs import quieten_logs
+from pipeline.monitor_case import Cases, Seen
 from pipeline.settings import Settings
 from schemas.database import check_role, check_schema, connect_engine
 
@@ -47,8 +37,6 @@ log = structlog.get_logger()
 
 OK = 0
 STAND_BY_SECONDS = 0.5
-LOOK_AGAIN = 250  # labels between two looks at an open case
-EVIDENCE_BATCHES = 4000
 TRIM_SECONDS, TRIM_BATCHES = 60.0, 200
 UNUSABLE_SHARE, UNUSABLE_LABELS = 0.01, 1000
 
@@ -71,9 +59,8 @@ class Monitor:
         self._engine = connect_engine(settings.database("writer"), options="-c lock_timeout=5000")
         self._store = DriftStore(self._engine, settings.topic_interactions)
         self._holder = f"{socket.gethostname()}:{os.getpid()}"
-        self._limits = thresholds(settings)
+        self._cases = Cases(self._store, thresholds(settings), self._gain_of_refit)
         self._sensitivity = Sensitivity(overall=settings.drift_delta, segment=settings.drift_segment_delta)
-        self._probes = ThreadPoolExecutor(1, "probe")
         self._trimmed_at, self._watched_at = -TRIM_SECONDS, -1e9
 
     def run(self) -> int:
@@ -94,7 +81,7 @@ class Monitor:
                 log.warning("waiting", reason=str(away).split("\n")[0])
                 self._stop.wait(1.0)
         self._store.close()
-        self._probes.shutdown(wait=False, cancel_futures=True)
+        self._cases.stop()
         log.info("stopped")
         return OK
 
@@ -137,12 +124,10 @@ class Monitor:
         )
         self._mix = InputMix.restore(numbers["mix"]) if numbers else InputMix()
         self._version: int | None = numbers.get("version")
-        self._case: dict[str, Any] | None = numbers.get("case")
+        self._cases.restore(numbers.get("case"))
         self._recent: list[list[int]] = numbers.get("recent", [])  # (labels, unusable ones) of the newest pieces
         self._blind: str = numbers.get("blind", "")
         self._saved, self._saved_numbers = inputs, ""
-        self._gain: float | None = None
-        self._probe: Future[float] | None = None
 
     def tick(self) -> int:
         """Read on, find, decide, save; gives how many micro-batches were read."""
@@ -152,12 +137,13 @@ class Monitor:
             pieces = self._store.read(cursor)
             for piece in pieces:
                 positions[piece.partition] = piece.next_offset
+                fed = self._drift.num_fed
                 alarms = self._observe(cursor, piece)
-                if alarms and self._case is None:
-                    self._open(cursor, piece, alarms[0], positions)
+                if alarms and self._cases.open is None:
+                    at = int(np.flatnonzero(piece.observations.finite)[alarms[0].at - fed])
+                    self._cases.begin(cursor, piece, at, alarms[0], positions)
             self._see(0 if pieces else self._store.unread(cursor))
-            if self._case:
-                self._consider(cursor, self._case)
+            self._cases.consider(cursor, Seen(self._drift, self._mix, self._version, self._blind))
             self._save(cursor)
             self._store.note_alive(cursor, self._holder, self._alive(), self._mix.report())
             reach("before_monitor_commit")
@@ -168,7 +154,8 @@ class Monitor:
         """Another live version has a level of its own, and an open case was the earlier one's."""
         if version != self._version:
             self._drift.restart()
-            self._version, self._case, self._gain = version, None, None
+            self._version = version
+            self._cases.restore(None)
 
     def _observe(self, cursor: Any, piece: Piece) -> list[Alarm]:
         """Feed the labels of one micro-batch, if they are the live version's; gives the alarms for the worse."""
@@ -198,97 +185,10 @@ class Monitor:
             log.warning("blind", reason=blind) if blind else log.info("not blind any more")
         self._blind = blind
 
-    def _open(self, cursor: Any, piece: Piece, alarm: Alarm, positions: dict[int, int]) -> None:
-        """Begin a case: what was recorded after this micro-batch is its evidence, and what there is to learn from."""
-        log.info("case opened", series=alarm.series)
-        self._case = {
-            "positions": {str(partition): at for partition, at in positions.items()},
-            "record_ms": piece.record_ms,
-            "letters": self._store.letters(cursor),
-            "looked": -LOOK_AGAIN,
-            "said": "",
-        }
-
-    def _consider(self, cursor: Any, case: dict[str, Any]) -> None:
-        """Decide where there is something new to decide on; write what has changed."""
-        opened = self._drift.case
-        if opened is None:
-            return
-        labels = self._drift.num_fed - opened.alarm.at
-        answered = self._probe is not None and self._probe.done()
-        if labels - case["looked"] < LOOK_AGAIN and not answered:
-            return
-        case["looked"] = labels
-        if answered:
-            self._take_answer()
-        evidence, record_ms = self._evidence(cursor, case)
-        now = self._circumstances(cursor, case, labels, record_ms)
-        decision = decide(evidence, now, self._limits)
-        if decision.reasons == (UNKNOWN_GAIN,) and self._probe is None:
-            self._probe = self._probes.submit(self._gained, labels, evidence.absorbed if evidence else 0.0)
-        said = decision.verdict + re.sub(r"[\d,.%+−-]+", "#", decision.reason)
-        if said != case["said"]:
-            case["said"] = said
-            self._decided(cursor, case, decision, (evidence, now, record_ms))
-        if decision.verdict != "wait":
-            self._drift.close_case()
-            self._case, self._gain, self._probe = None, None, None
-
-    def _evidence(self, cursor: Any, case: dict[str, Any]) -> tuple[Evidence | None, int]:
-        positions = {int(partition): at for partition, at in case["positions"].items()}
-        pieces = self._store.read_since(cursor, positions, self._version or -1, EVIDENCE_BATCHES)
-        opened = self._drift.case
-        if not pieces or opened is None:
-            return None, case["record_ms"]
-        seen = Observations.joined([piece.observations for piece in pieces])
-        seen = seen.at(seen.finite)
-        evidence = weigh(seen.quantity("loss"), opened.expected(seen), seen.users, self._limits)
-        evidence = replace(evidence, absorbed=opened.usual_gain - float(seen.quantity("gain").mean()))
-        return evidence, max(piece.record_ms for piece in pieces)
-
-    def _circumstances(self, cursor: Any, case: dict[str, Any], labels: int, record_ms: int) -> Circumstances:
-        dead, passed = (now - then for now, then in zip(self._store.letters(cursor), case["letters"], strict=True))
-        rows = self._store.circumstances(cursor, record_ms=record_ms, label=self._drift.num_fed)
-        opened = self._drift.case
-        return Circumstances(
-            new_labels=labels,
-            days=opened.reference.days if opened else 0,
-            dead_letters=dead / passed if passed else 0.0,
-            gain=self._gain,
-            labels_per_day=self._mix.labels_per_day,
-            blind=self._blind,
-            **rows,
-        )
-
-    def _decided(
-        self, cursor: Any, case: dict[str, Any], decision: Decision, on: tuple[Evidence | None, Circumstances, int]
-    ) -> None:
-        evidence, now, record_ms = on
-        opened = self._drift.case
-        inputs = {
-            "series": opened.alarm.series if opened else None,
-            "alarm_ms": case["record_ms"],
-            "label": self._drift.num_fed,
-            "evidence": as_numbers(evidence),
-            "circumstances": as_numbers(now),
-            "inputs_of_users": self._mix.report(),
-        }
-        found = {"inputs": inputs, "thresholds": as_numbers(self._limits)}
-        self._store.note_decision(cursor, decision, (case["record_ms"], record_ms), self._version, found)
-        log.info("decided", verdict=decision.verdict, reason=decision.reason)
-
-    def _gained(self, labels: int, absorbed: float) -> float:
-        """What a refit saves beyond what the adapters take off the loss already."""
+    def _gain_of_refit(self, window_ms: tuple[int, int]) -> float:
         from pipeline.monitor_probe import gain_of_refit  # brings torch, which a quiet monitor does not need
 
-        return gain_of_refit(self._settings, labels) - max(0.0, absorbed)
-
-    def _take_answer(self) -> None:
-        probe, self._probe = self._probe, None
-        try:
-            self._gain = probe.result() if probe else None
-        except Exception as failed:  # noqa: BLE001 - a probe that fails leaves the case waiting, and says why
-            log.warning("the probe failed, it is tried again", reason=str(failed).split("\n")[0])
+        return gain_of_refit(self._settings, window_ms)
 
     def _alive(self) -> tuple[int | None, int, str, str | None]:
         opened = self._drift.case
@@ -301,7 +201,7 @@ class Monitor:
             "drift": numbers,
             "mix": self._mix.state(),
             "version": self._version,
-            "case": self._case,
+            "case": self._cases.open,
         }
         plain |= {"recent": self._recent, "blind": self._blind}
         text = json.dumps(plain)

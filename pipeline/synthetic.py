@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
+DriftKind = Literal["taste", "exposure", "meaning"]
 
 DAY_MS = 86_400_000
 START_MS = 1_704_067_200_000  # 2024-01-01T00:00:00Z
@@ -43,13 +44,16 @@ TOPICS: dict[str, str] = {
 
 @dataclass(frozen=True)
 class Drift:
-    """From choice number `at` on, a share of the users has another taste, or a share of the items other exposure.
+    """From choice number `at` on, a share of the users has another taste, or a share of the items another role.
 
+    Tastes are what inner loops follow by themselves. With `exposure` the items are shown as often as others were. With
+    `meaning` each stands for what another did, as in a shop that uses its article numbers again: its topics are
+    another's, its text and exposure stay, so tables and texts mislead until they are learnt anew.
     With `own`, `at` counts each user's own choices: tastes change at the same point of different histories.
     """
 
     at: int
-    kind: Literal["taste", "exposure"] = "taste"
+    kind: DriftKind = "taste"
     share: float = 1.0
     own: bool = False
 
@@ -178,11 +182,13 @@ class _World:
         return self.rng.standard_normal((users, self.plan.topics))
 
     def drift(self, drift: Drift) -> None:
-        """Gives a share of the users a new taste, or deals a share of the items' exposure out again."""
+        """Gives a share of the users a new taste, or deals a share of the items' exposure or topics out again."""
         size = self.plan.users if drift.kind == "taste" else self.plan.items
         moved = self.rng.permutation(size)[: round(drift.share * size)]
         if drift.kind == "taste":
             self.tastes[moved] = self._draw_tastes(len(moved))
+        elif drift.kind == "meaning":
+            self.mixtures[moved] = self.mixtures[np.roll(moved, 1)]  # one cycle: none keeps its own
         else:
             self.exposure[moved] = self.exposure[self.rng.permutation(moved)]
 

@@ -44,8 +44,6 @@ OK, FAILED = 0, 1
 PAUSE_SECONDS = 1.0
 EARLIER = 3  # retired versions that are tried before a new one is trained, newest first
 TRAINER = "trainer"
-# Users come to a judgement with the history that they have: events before the window, as many times its length.
-BEFORE, MOST_BEFORE = 3, 50_000
 
 _LATER = text("""
     SELECT coalesce(sum(cardinality(offsets)), 0) FROM innerloop.prequential
@@ -164,20 +162,17 @@ class Trainer:
         return Part(events, inside[int((1 - self._settings.trainer_holdout) * len(inside))])
 
     def _events(self, window_ms: tuple[int, int], erased: dict[str, int]) -> list[Recorded]:
-        """The window's events and all later ones, and from before it what users whom it knows may bring along."""
-        start, end = window_ms
         mapping = load_mapping(self._settings.mapping) if self._settings.mapping else None
-        found = training_data.window_of_topic(
+        found = training_data.window_and_history(
             self._broker,
             self._settings.topic_interactions,
             mapping,
-            since_ms=max(0, start - BEFORE * (end - start)),
+            window_ms=window_ms,
             erased=erased,
             progress=lambda done: self._tell("read the window", done, done + 1),
         )
         self._tell("read the window", len(found), len(found))
-        first = next((number for number, one in enumerate(found) if one.timestamp_ms >= start), len(found))
-        return found[max(0, first - MOST_BEFORE) :]
+        return found
 
     def _earlier_that_fits(self, part: Part) -> int | None:
         """Recurring drift: what went before may fit again, and is judged on the same later events at once."""

@@ -21,6 +21,9 @@ from schemas.mapping import Mapping
 
 Count = Callable[[int], None]
 
+# Users come to a window with the history that they have: events before it, as many times its length.
+BEFORE, MOST_BEFORE = 3, 50_000
+
 
 class NothingToLearn(ConfigurationError):
     """The interactions hold no positive event: check the file, the topic or the types' labels."""
@@ -140,6 +143,23 @@ def window_of_topic(
         if record.timestamp_ms >= since_ms and not gone:
             found.append(Recorded(record.timestamp_ms, event))
     return sorted(found, key=lambda recorded: recorded.timestamp_ms)
+
+
+def window_and_history(
+    broker: str,
+    topic: str,
+    mapping: Mapping | None,
+    *,
+    window_ms: tuple[int, int],
+    erased: dict[str, int],
+    progress: Count,
+) -> list[Recorded]:
+    """A window's events and all later ones, and from before it what users whom it knows may bring along."""
+    start, end = window_ms
+    since_ms = max(0, start - BEFORE * (end - start))
+    found = window_of_topic(broker, topic, mapping, since_ms=since_ms, erased=erased, progress=progress)
+    first = next((number for number, one in enumerate(found) if one.timestamp_ms >= start), len(found))
+    return found[max(0, first - MOST_BEFORE) :]
 
 
 def erasures_of_topic(broker: str, topic: str) -> dict[str, int]:

@@ -11,6 +11,7 @@ import pytest
 from pipeline.drift import BLOCK, DriftMonitor, Observations, Sensitivity
 from pipeline.drift_detector import Detector, rounded
 from pipeline.drift_expectation import LEARN_IN, Expectation
+from pipeline.drift_inputs import InputMix
 from tests.benchmarks.drift_detection import MISSED, measured, monitor, trials
 from tests.benchmarks.drift_loop import alternating, by_monitor, by_schedule
 from tests.benchmarks.drift_streams import DAY_MS, EVENTS_PER_DAY, START_MS, coins, daily, observed
@@ -162,3 +163,16 @@ def test_the_loop_beats_a_schedule_of_as_many_retrainings() -> None:
     ran = by_monitor(switched, 20_000, rng)
     assert (ran.fits, ran.found) == (2, 1.0)
     assert ran.error < by_schedule(switched, 2, rng).error
+
+
+def test_labels_per_day_are_told_by_one_clock_however_the_record_is_cut_and_spread() -> None:
+    hour, labels = 3_600_000, 480
+    times = np.arange(labels) * hour // 20  # 20 an hour, 480 a day
+    for size, partitions in ((1, 1), (1, 4), (10, 4), (120, 1)):
+        mix = InputMix()
+        for start in range(0, labels, size * partitions):
+            for partition in range(partitions):
+                mine = times[start : start + size * partitions][partition::partitions]
+                mix.add(np.ones(len(mine), int), np.zeros(len(mine), bool), np.zeros(7, int), mine)
+            mix = InputMix.restore(mix.state())
+        assert mix.labels_per_day == pytest.approx(480, rel=0.01), (size, partitions)

@@ -27,9 +27,11 @@ from pipeline.drift_reading import drift_status
 from pipeline.feeding import feed
 from pipeline.lines import open_source
 from pipeline.monitor import Monitor
-from pipeline.monitor_probe import gain_of_refit
-from pipeline.produce import Pace, interaction_record
+from pipeline.monitor_probe import _positives, gain_of_refit
+from pipeline.produce import Convert, Outgoing, Pace, interaction_record
 from pipeline.settings import Settings
+from pipeline.topics import BrokerUnavailable
+from pipeline.training_data import NothingToLearn
 from schemas.database import connect_engine
 from tests.benchmarks.drift_streams import START_MS, coins, observed
 from tests.brokers import Tansu
@@ -105,7 +107,7 @@ def watching(url: str, *, gain: float | None = None, **settings: Any) -> Iterato
     """A monitor that holds the lock and has loaded its state; its probe answers at once."""
     chosen = Settings.load(database_url=url, **{**QUICK, **settings})
     found = Monitor(chosen, threading.Event())
-    found._gained = lambda *_: gain  # type: ignore[assignment,method-assign]
+    found._cases._beyond = lambda *_: gain  # type: ignore[assignment,method-assign]
     assert found._store.acquire()
     with found._store.transaction() as cursor:
         found._load(cursor)
@@ -400,13 +402,77 @@ def test_the_probe_reads_the_topic_and_the_live_version(database: Database, brok
     encoder = resolve_encoder("hashed", device="cpu")
     parameters = meta_parameters(items, text_dim=encoder.size, encoder=encoder.name)
     registry.register(engine, Artefacts(settings.artefacts_place()), parameters, metrics={}, provenance={})
-    topics.ensure_topics(broker.address, {"interactions": {}, "items": {}}, 2)
+    topics.ensure_topics(broker.address, {"interactions": {}, "items": {}, "erasures": {}}, 2)
     draw = np.random.default_rng(0)
     rows = [(f"u{draw.integers(80)}", items[int(draw.integers(60))]) for _ in range(1500)]
+
+    def send(topic: str, lines: list[str], convert: Convert) -> None:
+        (tmp_path / "lines.jsonl").write_text("\n".join(lines))
+        with open_source(str(tmp_path / "lines.jsonl")) as source:
+            feed(broker.address, topic, source, convert, pace=Pace())
+        time.sleep(0.01)  # what comes next has a later Kafka time
+
     lines = [event(user, item, f"e{place}").decode() for place, (user, item) in enumerate(rows)]
-    (tmp_path / "events.jsonl").write_text("\n".join(lines))
-    with open_source(str(tmp_path / "events.jsonl")) as source:
-        feed(broker.address, "interactions", source, interaction_record, pace=Pace())
-    gain = gain_of_refit(settings, 1000)
+    send("interactions", lines[:500], interaction_record)
+    since = int(time.time() * 1000)
+    send("interactions", lines[500:], interaction_record)
+    window = since, since + 60_000
+    gain = gain_of_refit(settings, window)
     assert np.isfinite(gain)
     assert gain != 0.0, "some event must have been judged under both"
+    columns, recent = _positives(settings, window)
+    assert (len(columns.users), recent) == (1500, 1000), "histories from before come along"
+    columns, recent = _positives(settings, (since, since))
+    assert (len(columns.users), recent) == (1000, 1000), "but not more of them than the window is long"
+    wish = json.dumps({"v": 1, "user_id": "u7", "requested_at": int(time.time() * 1000)}).encode()
+    send("erasures", ["{}"], lambda _: Outgoing(b"u7", wish, None))
+    _, kept = _positives(settings, window)
+    assert kept == 1000 - sum(user == "u7" for user, _ in rows[500:])
+    with pytest.raises(NothingToLearn):
+        _positives(settings, (window[1] + 60_000, window[1] + 70_000))
+
+
+def test_a_probe_that_finds_no_broker_is_asked_again_and_a_fault_of_ours_ends_the_monitor(url: str) -> None:
+    write(url, losses((4000, 0.2), (3000, 0.5)))
+    faults = [BrokerUnavailable("no broker"), OSError("no route to the artefacts")]
+
+    def probe(_: tuple[int, int]) -> float:
+        if faults:
+            raise faults.pop()
+        return 0.3
+
+    with watching(url) as monitor:
+        del monitor._cases._beyond
+        monitor._cases._gain_of = probe
+        read_all(monitor)
+    assert not faults
+    assert decisions(url)[-1][0] == "retrain"
+    write(url, losses((1000, 0.5), (4000, 0.9), seed=1))
+    with watching(url, drift_cool_down_labels=0) as monitor:
+        del monitor._cases._beyond
+        monitor._cases._gain_of = lambda _: [][0]
+        query_write(url, "UPDATE innerloop.retrain_requests SET status = 'failed', error = 'test'")
+        with pytest.raises(IndexError):
+            read_all(monitor)
+
+
+def test_a_case_begins_at_the_label_of_its_alarm_however_the_record_is_cut(url: str, database: Database) -> None:
+    seen = losses((4000, 0.2), (3000, 0.5))
+    found = []
+    for batch in (37, 500):
+        write(url, seen, partitions=1, batch=batch)
+        with watching(url, gain=0.3) as monitor:
+            read_all(monitor)
+        ((alarm_ms, evidence),) = query(
+            url,
+            "SELECT inputs->'alarm_ms', inputs->'evidence' FROM innerloop.drift_decisions WHERE verdict = 'retrain'",
+        )
+        ((label,),) = query(url, "SELECT label FROM innerloop.drift_alarms WHERE worse ORDER BY alarm LIMIT 1")
+        assert alarm_ms == seen.event_ms[label], "the record's times are its events' here"
+        found.append((alarm_ms, evidence))
+        for table in (
+            "retrain_requests", "drift_decisions", "drift_alarms", "drift_state", "drift_positions", "prequential",
+            "stream_position",
+        ):  # fmt: skip
+            query_write(database.owner_url, f"DELETE FROM innerloop.{table}")  # noqa: S608 - these names
+    assert found[0] == found[1]

@@ -13,6 +13,7 @@ from pipeline.synthetic import (
     START_MS,
     Drift,
     Plan,
+    _World,
     best_ndcg,
     catalogue,
     changing_users,
@@ -179,6 +180,27 @@ def test_exposure_drifts_while_tastes_stay() -> None:
     assert np.allclose(np.sort(truths[0]), np.sort(truths[-1]))
     assert not np.allclose(truths[0], truths[-1])
     assert np.allclose(truths[0], truths[1])
+
+
+def test_items_come_to_mean_what_others_meant_while_texts_and_exposure_stay() -> None:
+    drifts = (Drift(at=300, kind="meaning", share=0.5),)
+    of = plan(users=1, choices=320, items=800, exposure=0.0, drifts=drifts)
+    assert list(catalogue(of)) == list(catalogue(plan(items=800))), "texts say what items meant"
+    drawn = list(draw_events(of))
+    had = {one.item for one in drawn}
+    first, second = drawn[299].truth, drawn[300].truth
+    assert first is not None
+    assert second is not None
+    before, after = np.delete(first, list(had)), np.delete(second, list(had))
+    ratios = np.unique(np.round(np.log(after / before), 9), return_counts=True)
+    # Up to the normalisation an item that kept its meaning keeps its probability; the others have another's.
+    assert ratios[1].max() == pytest.approx(len(before) / 2, abs=15)
+    assert len(ratios[0]) > len(before) / 3
+    world = _World(plan(items=500))
+    world.drift(Drift(at=1, kind="meaning"))
+    kept = item_topics(plan(items=500))
+    assert not (world.mixtures == kept).all(1).any(), "none keeps its own"
+    assert sorted(map(tuple, world.mixtures.tolist())) == sorted(map(tuple, kept.tolist()))
 
 
 def test_event_time_follows_the_daily_rate() -> None:
