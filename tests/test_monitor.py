@@ -432,28 +432,35 @@ def test_the_probe_reads_the_topic_and_the_live_version(database: Database, brok
         _positives(settings, (window[1] + 60_000, window[1] + 70_000))
 
 
-def test_a_probe_that_finds_no_broker_is_asked_again_and_a_fault_of_ours_ends_the_monitor(url: str) -> None:
-    write(url, losses((4000, 0.2), (3000, 0.5)))
-    faults = [BrokerUnavailable("no broker"), OSError("no route to the artefacts")]
+@contextmanager
+def probing(url: str, *answers: float | Exception) -> Iterator[Monitor]:
+    """A monitor whose probe gives or raises these one after the other."""
+    left = list(answers)
 
     def probe(_: tuple[int, int]) -> float:
-        if faults:
-            raise faults.pop()
-        return 0.3
+        answer = left.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
 
+    write(url, losses((4000, 0.2), (3000, 0.5)))
     with watching(url) as monitor:
         del monitor._cases._beyond
         monitor._cases._gain_of = probe
+        yield monitor
+    assert not left
+
+
+def test_a_probe_that_finds_no_broker_or_artefact_store_is_asked_again(url: str) -> None:
+    with probing(url, BrokerUnavailable("no broker"), OSError("no route"), 0.3) as monitor:
         read_all(monitor)
-    assert not faults
     assert decisions(url)[-1][0] == "retrain"
-    write(url, losses((1000, 0.5), (4000, 0.9), seed=1))
-    with watching(url, drift_cool_down_labels=0) as monitor:
-        del monitor._cases._beyond
-        monitor._cases._gain_of = lambda _: [][0]
-        query_write(url, "UPDATE innerloop.retrain_requests SET status = 'failed', error = 'test'")
-        with pytest.raises(IndexError):
-            read_all(monitor)
+
+
+def test_a_probe_that_fails_by_a_fault_of_ours_ends_the_monitor(url: str) -> None:
+    with probing(url, ValueError("a wrong shape")) as monitor, pytest.raises(ValueError, match="a wrong shape"):
+        read_all(monitor)
+    assert decisions(url)[-1][0] == "wait", "the restart finds the case where it was"
 
 
 def test_a_case_begins_at_the_label_of_its_alarm_however_the_record_is_cut(url: str, database: Database) -> None:
