@@ -76,6 +76,7 @@ class Plan:
         recency: what remains of the pull of an item per own event since, for returns; 1 forgets nothing.
         basket: mean number of choices that a user makes in a row, none twice; 1 for independent choices.
         arrivals: share of the stream over which the users arrive one after the other; 0 when all are there at once.
+        stay: share of the stream after which a user who has arrived leaves for good; 0 when nobody does.
         impressions: impressions before each choice, the chosen item among them; 0 for none.
         types: types of the choices with their shares.
         drifts: what changes when, in order of `at`.
@@ -98,6 +99,7 @@ class Plan:
     recency: float = 1.0
     basket: float = 1.0
     arrivals: float = 0.0
+    stay: float = 0.0
     impressions: int = 0
     types: tuple[tuple[str, float], ...] = (("click", 0.9), ("purchase", 0.1))
     drifts: tuple[Drift, ...] = ()
@@ -110,6 +112,8 @@ class Plan:
             raise ValueError("daily_rate lies in [0, 1), repeats in [0, 1], choices_per_day above 0")
         if not (0 < self.recency <= 1 and self.basket >= 1 and 0 <= self.arrivals <= 1):
             raise ValueError("recency lies in (0, 1], basket is at least 1, arrivals lies in [0, 1]")
+        if self.stay and not 0 < self.stay <= self.arrivals == 1:
+            raise ValueError("users leave (stay above 0) only where they arrive over the whole stream (arrivals 1)")
         if any(drift.own and drift.kind != "taste" for drift in self.drifts):
             raise ValueError("only tastes change at a user's own choice")
         if any(later.at < earlier.at for earlier, later in pairwise(d for d in self.drifts if not d.own)):
@@ -198,14 +202,16 @@ class _World:
         self.now_ms += self.rng.exponential(DAY_MS / (self.plan.choices_per_day * daily))
 
     def next_user(self, number: int) -> int:
-        """Who chooses: the same user while the basket fills, then anybody who has arrived."""
+        """Who chooses: the same user while the basket fills, then anybody who has arrived and not left."""
         goes_on = self.plan.basket > 1 and 0 < len(self.basket) < self.plan.items
         if goes_on and self.rng.random() < 1 - 1 / self.plan.basket:
             return self.last_user
         self.basket.clear()
         arriving = self.plan.arrivals * self.plan.choices
         arrived = self.plan.users if number >= arriving else 1 + int(number * self.plan.users / arriving)
-        self.last_user = _one(self.activity[:arrived], self.rng)
+        left = max(0, arrived - max(1, round(self.plan.stay * self.plan.users))) if self.plan.stay else 0
+        before = self.activity[left - 1] if left else 0.0
+        self.last_user = left + _one(self.activity[left:arrived] - before, self.rng)
         return self.last_user
 
     def choose(self, user: int, item: int) -> None:

@@ -174,6 +174,14 @@ def test_users_arrive_one_after_the_other() -> None:
     assert len({one.user for one in drawn[1000:]}) > 90
 
 
+def test_users_leave_for_good_after_their_stay() -> None:
+    drawn = list(draw_events(plan(users=100, choices=2000, activity=0.0, arrivals=1.0, stay=0.1)))
+    for number in (0, 500, 1990):
+        users = {one.user for one in drawn[number : number + 10]}
+        assert users <= set(range(number // 20 - 9, number // 20 + 2))
+    assert len({one.user for one in drawn}) > 95
+
+
 def test_exposure_drifts_while_tastes_stay() -> None:
     # Without taste the truth is exposure: a permutation of the same numbers, other ones after the drift.
     truths = mean_truths(plan(users=400, sharpness=0.0, activity=0.0, drifts=(Drift(at=200, kind="exposure"),)))
@@ -240,11 +248,12 @@ def test_impressions_show_the_chosen_item_before_the_choice() -> None:
         {"repeats": 1.5},
         {"drifts": (Drift(at=9), Drift(at=3))},
         {"basket": 0.5},
+        {"stay": 0.1},
         {"drifts": (Drift(at=9, kind="exposure", own=True),)},
     ],
 )
 def test_a_plan_that_means_nothing_is_refused(wrong: dict[str, object]) -> None:
-    with pytest.raises(ValueError, match=r"users|topics|daily_rate|repeats|drifts|basket|tastes"):
+    with pytest.raises(ValueError, match=r"users|topics|daily_rate|repeats|drifts|basket|tastes|stay"):
         plan(**wrong)
 
 
