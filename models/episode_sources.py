@@ -66,12 +66,11 @@ def candidate_episodes(
     ranker: Ranker, interactions: Interactions, replay: Replay, *, first: int, honest: bool
 ) -> ReplayedEpisodes:
     """Inner losses over candidates as `Ranker.candidate_loss` makes them; the replay began at event `first`."""
-    history, losses = History.of(interactions.users), list[CrossEntropy]()
-    for now, priors in epochs(ranker, interactions, first):
+    losses = list[CrossEntropy]()
+    for now, side in epochs(ranker, interactions, first):
         for chunk in torch.split(now[torch.isin(now, replay.events)], _CHUNK):
             if len(chunk):
-                tasks = tasks_before(ranker, interactions, history, chunk)
-                losses.append(ranker.candidate_loss(tasks, priors, honest=honest))
+                losses.append(ranker.candidate_loss(side.tasks_before(chunk), side.priors, honest=honest))
     vectors, offset, target = (
         torch.cat(columns) for columns in zip(*(vars(one).values() for one in losses), strict=True)
     )

@@ -10,6 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from models.item_fitting import COUNTED
+
 
 class ServedParts(NamedTuple):
     """See `MetaParameters` for the fields of the same names."""
@@ -19,6 +21,8 @@ class ServedParts(NamedTuple):
     item_spread: Tensor
     neighbour_items: Tensor
     neighbour_values: Tensor
+    pair_means: Tensor
+    pair_worth: Tensor
 
 
 def user_scores(matrix: Tensor, support: Tensor, gains: Tensor) -> Tensor:
@@ -34,13 +38,21 @@ def standardise(scores: Tensor) -> Tensor:
     return centred / centred.square().mean(-1, keepdim=True).sqrt().clamp(min=1e-6)
 
 
-def centred(matrices: list[Tensor]) -> list[Tensor]:
-    """Take off every row's mean: a constant per user changes no ranking."""
-    return [matrix - matrix.mean(1, keepdim=True) for matrix in matrices]
+class Centred(NamedTuple):
+    """Matrices P x [N, N] less their rows' means [N, P] (a constant per user changes no ranking)."""
+
+    matrices: list[Tensor]
+    means: Tensor
+
+
+def centred(matrices: list[Tensor]) -> Centred:
+    """Take off every row's mean."""
+    means = torch.stack([matrix.mean(1) for matrix in matrices], 1)
+    return Centred([matrix - means[:, p, None] for p, matrix in enumerate(matrices)], means)
 
 
 def factor(
-    matrices: list[Tensor], support: Tensor, gains: Tensor, shares: Tensor, *, num_dims: int, num_neighbours: int
+    parts: Centred, support: Tensor, gains: Tensor, shares: Tensor, *, num_dims: int, num_neighbours: int
 ) -> ServedParts:
     """Factor centred matrices P x [N, N] along the directions in which sampled users' scores vary.
 
@@ -48,6 +60,7 @@ def factor(
     the principal ones of the weighted, standardised scores, since those are what the served form has to reproduce.
     The out-vectors have unit covariance over the catalogue, so a part's variance is its in-vector's squared length.
     """
+    matrices, means = parts
     num_items = len(matrices[0])
     second = torch.zeros(num_items, num_items)
     scales = []
@@ -60,14 +73,15 @@ def factor(
     # a small catalogue's missing dimensions are zeros: kernels stay on whole cache lines, and rows bit-equal
     out = torch.nn.functional.pad(out, (0, num_dims - out.shape[1]))
     inside = [matrix @ out / num_items for matrix in matrices]
-    mean_share = shares.mean(0)
     left_out = [matrix - vectors @ out.T for matrix, vectors in zip(matrices, inside, strict=True)]
-    worth = sum(mean_share[p] / scales[p] * left_out[p] for p in range(len(matrices)))
+    worth = shares.mean(0) / torch.stack(scales)
     return ServedParts(
         out.contiguous(),
         torch.stack(inside, 1),
         torch.stack([rest.square().mean(1) for rest in left_out], 1),
-        *_neighbours(torch.as_tensor(worth), left_out, num_neighbours),
+        *_neighbours(parts, left_out, worth, num_neighbours),
+        means[:, :COUNTED].contiguous(),
+        worth[:COUNTED].contiguous(),
     )
 
 
@@ -84,8 +98,12 @@ def _principal(second: Tensor, num_dims: int) -> Tensor:
     return (basis @ rotation)[:, -num_dims:].flip(1)
 
 
-def _neighbours(worth: Tensor, left_out: list[Tensor], num_neighbours: int) -> tuple[Tensor, Tensor]:
-    best = worth.topk(min(num_neighbours, len(worth)), 1)
+def _neighbours(parts: Centred, left_out: list[Tensor], worth: Tensor, num_neighbours: int) -> tuple[Tensor, Tensor]:
+    """Every item's pairs whose exact value is worth most, as online counts would choose them, and what is left out."""
+    whole = torch.zeros_like(left_out[0])
+    for p, matrix in enumerate(parts.matrices):
+        whole += worth[p] * (matrix + parts.means[:, p, None])
+    best = whole.topk(min(num_neighbours, len(whole)), 1)
     values = torch.stack([rest.gather(1, best.indices) for rest in left_out], 2)
     useful = best.values > 0
     return torch.where(useful, best.indices, -1), torch.where(useful[..., None], values, 0.0)

@@ -24,6 +24,9 @@ class ItemTables:
         spread: [N + 1, P] variance over the catalogue that the D dimensions leave out.
         neighbour_items: [N + 1, M] int64 catalogue rows; N where there is none (or it has left the catalogue).
         neighbour_values: [N + 1, P, M].
+        pair_means: [N + 1, C] mean of the counted parts over the catalogue, 0 for new items.
+        pseudo_events: [C] as in the meta-parameters.
+        uncounted: [N + 1, M, P - C] neighbour values of the parts that are not counted, as the version brought them.
         trained_index: [N] row of the meta-parameters, -1 for an item they do not know.
 
     """
@@ -33,6 +36,9 @@ class ItemTables:
     spread: Tensor
     neighbour_items: Tensor
     neighbour_values: Tensor
+    pair_means: Tensor
+    uncounted: Tensor
+    pseudo_events: Tensor
     trained_index: Tensor
 
     @property
@@ -57,12 +63,16 @@ def assemble_items(parameters: MetaParameters, text_embeddings: Tensor, trained_
     blended = trust * learnt + (1 - trust) * predicted
     out, item_in, factors = torch.split(blended, [dims, num_parts * dims, p.item_factors.shape[1]], 1)
     neighbours, values = _neighbours(p, trained_index)
+    counted = p.pair_means.shape[1]
     return ItemTables(
         vectors=torch.cat([out, factors], 1).contiguous(),
         item_in=_padded(item_in.reshape(num_items, num_parts, dims)),
-        spread=_padded(torch.where(known[:, None], p.item_spread[row], torch.zeros_like(p.item_spread[row]))),
+        spread=_padded(torch.where(known[:, None], p.item_spread[row], 0.0)),
         neighbour_items=neighbours,
         neighbour_values=values,
+        pair_means=_padded(torch.where(known[:, None], p.pair_means[row], 0.0)),
+        pseudo_events=p.pseudo_events,
+        uncounted=_padded(torch.where(known[:, None, None], p.neighbour_values[row][..., counted:], 0.0)),
         trained_index=trained_index,
     )
 

@@ -16,10 +16,11 @@ from torch import Tensor
 
 from models import popularity
 from models.episodes import History, Interactions, earlier, following
-from models.factoring import centred
+from models.factoring import centred, standardise, user_scores
 from models.item_fitting import part_matrices
 from models.meta_parameters import MetaParameters
 from models.part_weights import objective, scored_candidates, search
+from models.ranker import exclusions
 
 SHOTS = (1, 3, 5, 10, 20)
 HEAD, QUERY = 20, 20  # what is asked for begins after HEAD events
@@ -55,10 +56,11 @@ class _Examples:
         # the head is masked whole, but only its first K events are known
         age = shots[:, None] - 1 - torch.arange(HEAD)
         gains = torch.where((age >= 0)[..., None], decays ** age.clamp(min=0)[..., None], 0.0)
-        prior = self.prior.expand(len(rows), -1)
-        return scored_candidates(
-            self.matrices, prior, self.head[rows], gains, self.query[rows], weights.expand(len(rows), -1)
-        )
+        head, prior = self.head[rows], self.prior.expand(len(rows), -1)
+        parts = [standardise(user_scores(matrix, head, gains[..., p])) for p, matrix in enumerate(self.matrices)]
+        scores = torch.stack([prior, *parts], 1)
+        excluded = exclusions(head, prior.shape[1])
+        return scored_candidates(scores, excluded, self.query[rows], weights.expand(len(rows), -1))
 
 
 def for_later_events(
@@ -105,7 +107,7 @@ def _examples(own: Interactions, others: Interactions) -> _Examples:
         query.repeat(len(SHOTS), 1),
         own.users[events].repeat(len(SHOTS)),
         popularity.priors(_asked_counts(others).expand(popularity.NUM_BUCKETS, -1))[:1],
-        centred(part_matrices(others)),
+        centred(part_matrices(others)).matrices,
     )
 
 

@@ -1,7 +1,7 @@
 """What meta-training learns and a worker serves: one frozen value of tensors and plain metadata.
 
 Letters: n trained items, T text dimensions, D item-item dimensions, F inner factors, P item-item parts,
-M neighbours kept per item, A parameters of a user's adapter, K gradient steps,
+M neighbours kept per item, C counted parts (the first of the P), A parameters of a user's adapter, K gradient steps,
 B buckets of K (`models.popularity.BUCKET_STARTS`).
 """
 
@@ -32,6 +32,7 @@ class MetaParameters:
         parts: names of the P item-item parts.
         support_size: number of newest positives the start looks at.
         recommend_seen: whether items a user has had may be listed again (learnt from repeats).
+        pairs_online: whether counts of pairs move online (False where validation users were ranked no better by it).
         use_inner_step: False where the inner loop did not pay on validation users.
         learner: what computes a user's deviation: `honest` (one MAP step) or a name in `models.learners.LEARNERS`.
         residuals: what the learner learns from, one of `models.learners.RESIDUALS`.
@@ -49,6 +50,11 @@ class MetaParameters:
         item_spread: [n, P] variance over the catalogue of what the D dimensions leave out.
         neighbour_items: [n, M] int64 rows of the items whose left-out score matters most, -1 where none.
         neighbour_values: [n, M, P] that left-out score.
+        pair_counts: [n, M, C] how often the first C parts counted the neighbours, as `models.pair_counts` counts on.
+        pair_means: [n, C] mean over the catalogue of the counted parts, which the D dimensions leave out.
+        pair_worth: [C] what a unit of each counted part is worth where pairs compete.
+        pseudo_events: [C] observations of the prediction that a counted pair is shrunk by.
+        item_users: [n] number of users who took each item.
         item_factors: [n, F] features of the inner step, in the eigenbasis of its shared metric.
         item_events: [n] number of events each item was fitted on.
         residual_mean: [F] mean of honest residuals over users: what no single user has to learn.
@@ -70,6 +76,7 @@ class MetaParameters:
     parts: tuple[str, ...]
     support_size: int
     recommend_seen: bool
+    pairs_online: bool
     use_inner_step: bool
     learner: str
     adapter: str
@@ -87,6 +94,11 @@ class MetaParameters:
     item_spread: Tensor
     neighbour_items: Tensor
     neighbour_values: Tensor
+    pair_counts: Tensor
+    pair_means: Tensor
+    pair_worth: Tensor
+    pseudo_events: Tensor
+    item_users: Tensor
     item_factors: Tensor
     item_events: Tensor
     residual_mean: Tensor
@@ -148,6 +160,7 @@ class MetaParameters:
     def _shapes(self) -> dict[str, tuple[int, ...]]:
         n, p = len(self.item_ids), len(self.parts)
         d, f, m = self.item_out.shape[-1], self.item_factors.shape[-1], self.neighbour_items.shape[-1]
+        c = self.pair_worth.shape[0]
         a = adapter_named(self.adapter, f).size
         return {
             "item_out": (n, d),
@@ -155,6 +168,11 @@ class MetaParameters:
             "item_spread": (n, p),
             "neighbour_items": (n, m),
             "neighbour_values": (n, m, p),
+            "pair_counts": (n, m, c),
+            "pair_means": (n, c),
+            "pair_worth": (c,),
+            "pseudo_events": (c,),
+            "item_users": (n,),
             "item_factors": (n, f),
             "item_events": (n,),
             "residual_mean": (f,),

@@ -123,6 +123,7 @@ def _warmed(neutral: Choices, beginning: MetaParameters | None) -> Choices:
         neutral,
         weights=beginning.part_weights,
         decays=beginning.part_decays,
+        pairs_online=beginning.pairs_online,
         repeat_profile=beginning.repeat_profile,
         gate=Gate(beginning.gate_discount, beginning.gate_credit),
         calibration=beginning.calibration,

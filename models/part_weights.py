@@ -5,14 +5,20 @@ Letters: E events, P item-item parts, B buckets, C candidates, Q query slots, S 
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from models import popularity
-from models.factoring import standardise, user_scores
-from models.figures import query_ranks, set_ndcg, user_means
+from models.episodes import History, Interactions, earlier, following
+from models.figures import Interval, interval, query_ranks, set_ndcg, user_means
+from models.meta_parameters import MetaParameters
+from models.ranker import Ranker
+from models.replay import QUERY, epochs
 
-# Chosen on MovieLens-100K's `tune` phase; rows: buckets of K; columns: popularity, cosine, next 20, next 5, EASE.
+# Chosen on MovieLens-100K's `tune` phase; rows: buckets of K; columns: popularity, cosine, next 20, next 8, EASE.
 INITIAL_WEIGHTS = (
     (0.354, 0.165, 0.15, 0.165, 0.165),
     (0.458, 0.313, 0.05, 0.098, 0.081),
@@ -29,38 +35,138 @@ _MOVES = ((0.6, 0.0), (1.5, 0.0), (1.0, 0.06))  # (factor, addend), tried on eve
 _ROUNDS = 3
 _LEAST_GAIN = 3e-4
 _LEAST_EVENTS = 100
+_CHUNK = 64
 
 
-def scored_candidates(
-    matrices: list[Tensor], priors: Tensor, support: Tensor, gains: Tensor, query: Tensor, weights: Tensor
-) -> Tensor:
-    """Standardised parts of candidates and of query items: [E, 1 + P, C + Q].
+class Sample(NamedTuple):
+    """Sampled events: `scored` from `scored_candidates`, query [E, Q], users [E], bucket of K [E]."""
 
-    priors [E, N], support [E, S], gains [E, S, P], query [E, Q] (-1 = none), weights [E, 1 + P] that choose the
-    candidates. What the user had is no candidate.
+    scored: Tensor
+    query: Tensor
+    users: Tensor
+    buckets: Tensor
+
+    def figures(self, weights: Tensor) -> Tensor:
+        """Set nDCG@10 [E] under weights [B, 1 + P]."""
+        return set_figures(self.scored, self.query, weights[self.buckets])
+
+
+class Weighed(NamedTuple):
+    """Part weights [B, 1 + P], whether pairs are counted online, what that gains, and parts that are off."""
+
+    weights: Tensor
+    pairs_online: bool
+    gain_of_pairs: Interval
+    parts_off: tuple[str, ...]
+
+    def applied_to(self, parameters: MetaParameters) -> MetaParameters:
+        """The parameters with these weights, pairs online or not."""
+        return replace(parameters, part_weights=self.weights, pairs_online=self.pairs_online)
+
+
+def weigh(ranker: Ranker, interactions: Interactions, first: int, unseen: Tensor, *, seed: int) -> Weighed:
+    """Choose by the events of mask `unseen` [all events] from number `first` on, replayed as a worker serves them.
+
+    Counting pairs online has its cost, so it is off unless these users gain by more than a standard error; a part is
+    off unless they gain at all.
     """
-    parts = [standardise(user_scores(matrix, support, gains[..., p])) for p, matrix in enumerate(matrices)]
-    scores = torch.stack([priors, *parts], 1)
-    mixed = torch.einsum("ep,epn->en", weights, scores)
-    had = torch.zeros_like(mixed).scatter_add_(1, support.clamp(min=0), (support >= 0).float()) > 0
-    best = mixed.masked_fill(had, -torch.inf).topk(min(_CANDIDATES, mixed.shape[1]), 1).indices
-    columns = torch.cat([best, query.clamp(min=0)], 1)
+    initial = ranker.parameters.part_weights
+    if not len(_chosen(interactions, unseen, seed)):
+        return Weighed(initial, False, Interval(0.0, 0.0, 0.0), ())
+    tried = [_sampled(ranker, interactions, first, unseen, seed=seed, pairs_online=online) for online in (True, False)]
+    weights = [_searched(sample, initial) for sample in tried]
+    figures = [user_means(sample.figures(chosen), sample.users) for sample, chosen in zip(tried, weights, strict=True)]
+    difference = figures[0] - figures[1]
+    online = bool(difference.mean() > difference.std() / len(difference) ** 0.5)
+    chosen = 0 if online else 1
+    kept, off = without_idle_parts(tried[chosen], weights[chosen])
+    names = tuple(ranker.parameters.parts[part - 1] for part in off)
+    return Weighed(kept, online, interval(difference, seed=seed), names)
+
+
+def without_idle_parts(sample: Sample, weights: Tensor) -> tuple[Tensor, list[int]]:
+    """Weights [B, 1 + P] without the item-item parts that users do not gain from, and the columns that are zero now."""
+    off = []
+    for part in range(1, weights.shape[1]):
+        without = weights.clone()
+        without[:, part] = 0.0
+        without = without / without.sum(1, keepdim=True).clamp(min=1e-6)
+        if user_means(sample.figures(weights) - sample.figures(without), sample.users).mean() <= 0:
+            weights = without
+            off.append(part)
+    return weights, off
+
+
+def _searched(sample: Sample, initial: Tensor) -> Tensor:
+    """Weights [B, 1 + P], bucket by bucket where there are events to decide, initial ones elsewhere."""
+    rows = []
+    for bucket, row in enumerate(initial):
+        weights = row
+        mine = sample.buckets == bucket
+        # without a support there is popularity only
+        decides = bucket > 0 and bool(mine.any())
+        if decides:
+            weights = search(sample.scored[mine], sample.query[mine], sample.users[mine], weights)
+        rows.append(weights)
+    return torch.stack(rows)
+
+
+def _sampled(
+    ranker: Ranker, interactions: Interactions, first: int, unseen: Tensor, *, seed: int, pairs_online: bool
+) -> Sample:
+    history, chosen = History.of(interactions.users), _chosen(interactions, unseen, seed)
+    position = history.position
+    query = following(history, interactions.items, chosen, QUERY)
+    if ranker.parameters.recommend_seen:  # parts find new items; that people return to the old ones is `repeats`'
+        support = earlier(history, interactions.items, chosen, ranker.parameters.support_size)
+        query = torch.where((query[:, :, None] == support[:, None]).any(2), -1, query)
+    buckets = popularity.bucket_of(position[chosen])
+    weights, scored = ranker.parameters.part_weights[buckets], []
+    for now, side in epochs(ranker, interactions, first, pairs_online=pairs_online):
+        within = torch.isin(chosen, now).nonzero()[:, 0]
+        for chunk in torch.split(within, _CHUNK) if len(within) else ():
+            tasks = side.tasks_before(chosen[chunk])
+            scores = ranker.parts(tasks, side.priors)
+            scored.append(scored_candidates(scores, tasks.excluded, query[chunk], weights[chunk]))
+    return Sample(torch.cat(scored), query, interactions.users[chosen], buckets)
+
+
+def _chosen(interactions: Interactions, unseen: Tensor, seed: int) -> Tensor:
+    """Numbers of the sampled events, ascending; none where no bucket of K has enough."""
+    position, events = History.of(interactions.users).position, unseen.nonzero()[:, 0]
+    samples = [events[sample_of_bucket(position[events], b, seed)] for b in range(popularity.NUM_BUCKETS)]
+    return torch.cat(samples).sort().values
+
+
+def scored_candidates(scores: Tensor, excluded: Tensor, query: Tensor, weights: Tensor) -> Tensor:
+    """Parts' scores of candidates and of query items, and which of them must not count: [E, 1 + P + 1, C + Q].
+
+    scores [E, 1 + P, N] from `Ranker.parts`, excluded [E, N] (-inf or 0), query [E, Q] (-1 = none), weights [E, 1 + P]
+    that choose the candidates.
+    """
+    mixed = torch.einsum("ep,epn->en", weights, scores) + excluded
+    best = mixed.topk(min(_CANDIDATES, mixed.shape[1]), 1)
+    columns = torch.cat([best.indices, query.clamp(min=0)], 1)
     chosen = scores.gather(2, columns[:, None].expand(-1, scores.shape[1], -1))
     # a query item that is a candidate as well would tie with itself
-    twice = (best[:, :, None] == query[:, None]).any(2)
-    chosen[:, :, : best.shape[1]].masked_fill_(twice[:, None], 0.0)
+    twice = (best.indices[:, :, None] == query[:, None]).any(2) | (best.values == -torch.inf)
+    chosen[:, :, : best.indices.shape[1]].masked_fill_(twice[:, None], 0.0)
     return torch.cat([chosen, torch.cat([twice, torch.zeros_like(query, dtype=torch.bool)], 1)[:, None].float()], 1)
 
 
-def objective(scored: Tensor, query: Tensor, users: Tensor, weights: Tensor) -> float:
-    """Mean over users of set nDCG@10 under weights [1 + P]; `scored` from `scored_candidates`."""
-    mixed = torch.einsum("p,epc->ec", weights, scored[:, :-1]).masked_fill(scored[:, -1] > 0, -torch.inf)
+def set_figures(scored: Tensor, query: Tensor, weights: Tensor) -> Tensor:
+    """Set nDCG@10 [E] under weights [E, 1 + P]; `scored` from `scored_candidates`."""
+    mixed = torch.einsum("ep,epc->ec", weights, scored[:, :-1]).masked_fill(scored[:, -1] > 0, -torch.inf)
     num_query = query.shape[1]
     column = torch.arange(mixed.shape[1] - num_query, mixed.shape[1]).expand_as(query)
     # absent query slots must not outrank anything
     mixed[:, -num_query:] = mixed[:, -num_query:].masked_fill(query < 0, -torch.inf)
-    ranks = query_ranks(mixed, torch.where(query >= 0, column, -1))
-    return float(user_means(set_ndcg(ranks), users).mean())
+    return set_ndcg(query_ranks(mixed, torch.where(query >= 0, column, -1)))
+
+
+def objective(scored: Tensor, query: Tensor, users: Tensor, weights: Tensor) -> float:
+    """Mean over users of set nDCG@10 under weights [1 + P]; `scored` from `scored_candidates`."""
+    return float(user_means(set_figures(scored, query, weights.expand(len(query), -1)), users).mean())
 
 
 def search(scored: Tensor, query: Tensor, users: Tensor, initial: Tensor) -> Tensor:

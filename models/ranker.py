@@ -10,7 +10,7 @@ and rows stay bit-equal wherever they stand in the chunk); these more are -inf, 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,6 +26,7 @@ from models.inner_losses import CrossEntropy, HonestQuadratic, InnerLoss
 from models.item_tables import ItemTables
 from models.learners import HONEST, InnerSteps
 from models.meta_parameters import MetaParameters
+from models.neighbours import Neighbours
 from models.popularity import bucket_of
 from models.repeats import bonuses, cells
 from models.top_items import best_rows, highest
@@ -49,6 +50,7 @@ class TaskBatch:
         track: [U, 1] float32 what the adapter has earned lately, see `models.gate`.
         excluded: [U, N] float32 what is added to the logits: -inf for items not to be listed, else 0.
         prior_rows: [U] int64 row of the priors.
+        neighbours: the pairs as they are now; None for those that the version brought.
 
     """
 
@@ -60,6 +62,14 @@ class TaskBatch:
     track: Tensor
     excluded: Tensor
     prior_rows: Tensor
+    neighbours: Neighbours | None = None
+
+    def taken(self, rows: Tensor | slice | list[int]) -> TaskBatch:
+        """Give the tasks of these rows, in their order."""
+        columns: dict[str, Any] = {name: column[rows] for name, column in vars(self).items() if name != "neighbours"}
+        if self.neighbours is not None:
+            columns["neighbours"] = self.neighbours._replace(first=self.neighbours.first[rows])
+        return TaskBatch(**columns)
 
 
 def exclusions(rows: Tensor, num_items: int) -> Tensor:
@@ -117,14 +127,13 @@ class Top(NamedTuple):
 class _Support(NamedTuple):
     """What a support set says: vector [U, D], prior weight [U], and the shares of its neighbours.
 
-    rows: [U, S] rows of the item tables. entries: [U, P, S] rows of the tables by part. shares: [U, P, S] the weight of
-    each entry in the logits. repeats: [U, S] bonus of the row itself; None where the version knows none.
+    rows: [U, S] rows of the item tables. shares: [U, P, S] the weight of each row's parts in the logits.
+    repeats: [U, S] bonus of the row itself; None where the version knows none.
     """
 
     vector: Tensor
     prior_weight: Tensor
     rows: Tensor
-    entries: Tensor
     shares: Tensor
     repeats: Tensor | None
 
@@ -181,7 +190,7 @@ class Ranker:
     def served(self, tasks: TaskBatch, priors: Tensor) -> Served:
         """Collapse start and deviation of every user; priors are [R, N]."""
         support = self._support(tasks)
-        items, bonus = self._finish(self._plain(support, tasks, priors), support, tasks.excluded)
+        items, bonus = self._finish(self._plain(support, tasks, priors), support, tasks)
         listed = torch.isfinite(bonus)
         bonus_items = torch.where(listed, items, self.items.num_items)
         deviation = self._deviation(tasks, priors)[0]
@@ -222,7 +231,7 @@ class Ranker:
         support = self._support(tasks)
         start = self._plain(support, tasks, priors)
         own = start.gather(1, rows[:, None])
-        self._finish(start, support, tasks.excluded)
+        self._finish(start, support, tasks)
         _contest(start, rows, own)
         prediction = self._prediction(start, rows, candidates)
         residual = self._inner.honest(
@@ -255,7 +264,19 @@ class Ranker:
         scale, offset = self._calibration.index_select(0, bucket_of(tasks.num_events)).unbind(1)
         return Top(items, values * scale[:, None] + offset[:, None], use)
 
-    def _support(self, tasks: TaskBatch) -> _Support:
+    def parts(self, tasks: TaskBatch, priors: Tensor) -> Tensor:
+        """What popularity and each part give alone, all neighbours added, nothing excluded: [U, 1 + P, N].
+
+        The start is their sum under the part weights, but for the limit of the bonus list.
+        """
+        found = [priors.index_select(0, tasks.prior_rows)]
+        for weights in torch.eye(1 + len(self._parts), device=priors.device)[1:]:
+            support = self._support(tasks, weights.expand(len(tasks.support), -1))
+            scores = self._with_neighbours(self._plain(support, tasks, priors), support, tasks)
+            found.append(scores[:, : self.items.num_items])
+        return torch.stack(found, 1)
+
+    def _support(self, tasks: TaskBatch, weights: Tensor | None = None) -> _Support:
         """Weigh every part's vector of the support set by the bucket of K and one over its deviation."""
         present = tasks.support >= 0
         rows = torch.where(present, tasks.support, self.items.num_items)
@@ -264,11 +285,12 @@ class Ranker:
         vectors = _weighted(self.items.item_in, entries, gains)
         spread = self.items.spread.take(entries).mul_(gains).mul_(gains).sum(2)
         deviation = vectors.square().sum(2).add_(spread).sqrt_()
-        weights = self._weights.index_select(0, bucket_of(tasks.num_events))
+        if weights is None:
+            weights = self._weights.index_select(0, bucket_of(tasks.num_events))
         # a part that says nothing about a user (no support) has weight zero
         scale = torch.where(deviation > 0, weights[:, 1:] / deviation.clamp(min=1e-12), 0.0)[..., None]
         repeats = bonuses(self._repeats, cells(tasks.support)) if self._repeats is not None else None
-        return _Support((vectors * scale).sum(1), weights[:, 0], rows, entries, gains * scale, repeats)
+        return _Support((vectors * scale).sum(1), weights[:, 0], rows, gains * scale, repeats)
 
     def _plain(self, support: _Support, tasks: TaskBatch, priors: Tensor) -> Tensor:
         """Compute what the start gives to all items without the bonus list [U, W], nothing excluded."""
@@ -278,18 +300,14 @@ class Ranker:
         plain[:, num_items:] = -torch.inf
         return plain.addmm_(support.vector, self._out)
 
-    def _finish(self, plain: Tensor, support: _Support, excluded: Tensor) -> tuple[Tensor, Tensor]:
+    def _finish(self, plain: Tensor, support: _Support, tasks: TaskBatch) -> tuple[Tensor, Tensor]:
         """Exclude, and add the bonus list, in place; gives its items and bonuses [U, L] (not finite where none).
 
         The bonus sums what the support's neighbours add beyond D dimensions, and what repeats add to the support
         itself; it is kept for the items that end up highest.
         """
-        plain[:, : self.items.num_items] += excluded
-        newest = support.rows[:, -BONUS_SUPPORT:].flatten()
-        entries, shares = (side[..., -BONUS_SUPPORT:].transpose(1, 2) for side in (support.entries, support.shares))
-        values = _weighted(self.items.neighbour_values, entries, shares)
-        neighbours = self.items.neighbour_items.index_select(0, newest).view(len(plain), -1)
-        total = plain.scatter_add(1, neighbours, values.view(len(plain), -1))
+        plain[:, : self.items.num_items] += tasks.excluded
+        total = self._with_neighbours(plain, support, tasks)
         if support.repeats is not None:
             total.scatter_add_(1, support.rows, support.repeats)
         logits, items = highest(total, min(BONUS_SLOTS, total.shape[1]))
@@ -297,11 +315,22 @@ class Ranker:
         plain.scatter_(1, items, logits)
         return items, bonus
 
+    def _with_neighbours(self, plain: Tensor, support: _Support, tasks: TaskBatch) -> Tensor:
+        """Scores [U, W] with all that the newest positives' neighbours add."""
+        items, values, rows = self.items.neighbour_items, self.items.neighbour_values, support.rows[:, -BONUS_SUPPORT:]
+        if tasks.neighbours is not None:
+            items, values = tasks.neighbours.items, tasks.neighbours.values
+            rows = rows + tasks.neighbours.first[:, None]
+        entries = rows[..., None] * len(self._parts) + self._parts
+        bonus = _weighted(values, entries, support.shares[..., -BONUS_SUPPORT:].transpose(1, 2))
+        neighbours = items.index_select(0, rows.flatten()).view(len(plain), -1)
+        return plain.scatter_add(1, neighbours, bonus.view(len(plain), -1))
+
     def _start(self, tasks: TaskBatch, priors: Tensor) -> Tensor:
         """Compute the start's logits [U, W] from the served form."""
         support = self._support(tasks)
         plain = self._plain(support, tasks, priors)
-        self._finish(plain, support, tasks.excluded)
+        self._finish(plain, support, tasks)
         return plain
 
     def _prediction(self, logits: Tensor, rows: Tensor, candidates: Candidates | None) -> Tensor:

@@ -14,9 +14,9 @@ class Recipe:
     """Defaults were chosen on MovieLens-100K's `tune` phase.
 
     Attributes:
-        cosine_shrink, next20_shrink, next5_shrink: events of doubt in a similarity, added to its denominator.
+        cosine_shrink, next20_shrink, next8_shrink: events of doubt in a similarity, added to its denominator.
         ease_ridge: penalty of the item-item regression, in users.
-        cosine_decay, next20_decay, next5_decay, ease_decay: what a positive counts after each later event.
+        cosine_decay, next20_decay, next8_decay, ease_decay: what a positive counts after each later event.
         als_ridge, als_alpha: penalty and confidence of the factors that the inner step moves in.
         text_shrinkage: events of trust in what an item's text predicts.
         half_life: events of a partition after which a position-popularity count has halved.
@@ -25,11 +25,11 @@ class Recipe:
 
     cosine_shrink: float = 5.0
     next20_shrink: float = 20.0
-    next5_shrink: float = 5.0
+    next8_shrink: float = 5.0
     ease_ridge: float = 1000.0
     cosine_decay: float = 0.9
     next20_decay: float = 0.9
-    next5_decay: float = 0.8
+    next8_decay: float = 0.7
     ease_decay: float = 0.9
     als_ridge: float = 20.0
     als_alpha: float = 3.0
@@ -46,7 +46,12 @@ class Recipe:
     @property
     def decays(self) -> Tensor:
         """Decay of each part, in the order of `item_fitting.PARTS`: [P]."""
-        return tensor([self.cosine_decay, self.next20_decay, self.next5_decay, self.ease_decay])
+        return tensor([self.cosine_decay, self.next20_decay, self.next8_decay, self.ease_decay])
+
+    @property
+    def pseudo_events(self) -> Tensor:
+        """Shrinkages of the counted parts, in the order of `item_fitting.PARTS`: [C]."""
+        return tensor([self.cosine_shrink, self.next20_shrink, self.next8_shrink])
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Recipe:
@@ -68,11 +73,11 @@ class Recipe:
 RANGES: dict[str, tuple[float, float]] = {
     "cosine_shrink": (0.1, 500.0),
     "next20_shrink": (0.1, 500.0),
-    "next5_shrink": (0.1, 500.0),
+    "next8_shrink": (0.1, 500.0),
     "ease_ridge": (10.0, 20_000.0),
     "cosine_decay": (0.5, 1.0),
     "next20_decay": (0.5, 1.0),
-    "next5_decay": (0.5, 1.0),
+    "next8_decay": (0.5, 1.0),
     "ease_decay": (0.5, 1.0),
     "als_ridge": (0.1, 500.0),
     "als_alpha": (0.5, 50.0),

@@ -16,6 +16,8 @@ from torch import Tensor
 from models import popularity
 from models.episodes import History, Interactions, earlier, following
 from models.item_tables import initial_counts
+from models.neighbours import Neighbours, PairLayout, initial_pairs, stakes_of
+from models.pair_counts import WINDOW, PairTable, learn
 from models.ranker import Ranker, TaskBatch, exclusions
 
 EPOCH = 1024
@@ -50,6 +52,53 @@ class Replay:
         return Replay(**{name: column[mask] for name, column in vars(self).items()})
 
 
+class ItemSide:
+    """What moves on the item side of one partition: position popularity, and pairs where the version lets them."""
+
+    def __init__(self, ranker: Ranker, interactions: Interactions, *, pairs_online: bool | None = None) -> None:
+        """Begin with what the version brings; its items and the interactions' have the same rows."""
+        parameters = ranker.parameters
+        self.history = History.of(interactions.users)
+        self._ranker, self._interactions, self._half_life = ranker, interactions, parameters.half_life
+        self._buckets = popularity.bucket_of(self.history.position)
+        self._counts = initial_counts(parameters, ranker.items.trained_index)
+        self.priors = popularity.priors(self._counts)  # [B, N]
+        self._rows = torch.arange(ranker.items.num_items)
+        self._stakes = stakes_of(parameters)
+        self._pairs: PairTable | None = None
+        if parameters.pairs_online if pairs_online is None else pairs_online:
+            self._pairs = self._begin(ranker)
+
+    def advance(self, events: Tensor) -> None:
+        """Let events take effect."""
+        items = self._interactions.items[events]
+        self._counts = popularity.advance(self._counts, self._buckets[events], items, half_life=self._half_life)
+        self.priors = popularity.priors(self._counts)
+        if self._pairs is not None:
+            before = earlier(self.history, self._interactions.items, events, WINDOW)
+            self._write(self._pairs, learn(self._pairs, before, items, self._stakes))
+
+    def tasks_before(self, events: Tensor) -> TaskBatch:
+        """`tasks_before`, with the pairs as they are now."""
+        tasks = tasks_before(self._ranker, self._interactions, self.history, events)
+        if self._pairs is not None:
+            tasks.neighbours = Neighbours(*self._block, torch.zeros_like(events))
+        return tasks
+
+    def _begin(self, ranker: Ranker) -> PairTable:
+        tables, trained = ranker.items, ranker.items.trained_index
+        number_of = torch.full((len(ranker.parameters.item_ids),), -1)
+        number_of[trained[trained >= 0]] = self._rows[trained >= 0]
+        pairs = initial_pairs(ranker.parameters, number_of, tables.num_items)
+        self._layout = PairLayout(tables)
+        self._block = tables.neighbour_items.clone(), tables.neighbour_values.clone()
+        self._write(pairs, self._rows)
+        return pairs
+
+    def _write(self, pairs: PairTable, changed: Tensor) -> None:
+        self._layout.write(self._block, pairs, changed, (self._rows, self._rows))
+
+
 class Moments(NamedTuple):
     """The prediction in item space, whatever the factors: mean of (target - prediction) [N], mean covariance [N, N]."""
 
@@ -72,30 +121,30 @@ def replay_side_by_side(
     progress: Callable[[int, int], None],
 ) -> list[Replay]:
     """The same for rankers over the same tables, which weigh supports differently: all else is prepared once."""
-    history, events = History.of(interactions.users), list[Tensor]()
+    events = list[Tensor]()
     starts = [list[Tensor]() for _ in rankers]
-    for now, priors in epochs(rankers[0], interactions, first):
+    for now, side in epochs(rankers[0], interactions, first):
         for chunk in torch.split(now[chosen[now]], _CHUNK):
             if len(chunk):
-                tasks = tasks_before(rankers[0], interactions, history, chunk)
+                tasks = side.tasks_before(chunk)
                 for start, ranker in zip(starts, rankers, strict=True):
-                    start.append(ranker.start(tasks, priors))
+                    start.append(ranker.start(tasks, side.priors))
                 events.append(chunk)
         progress(int(now[-1]) + 1 - first, len(interactions) - first)
-    at = torch.cat(events)
+    at, history = torch.cat(events), History.of(interactions.users)
     query = following(history, interactions.items, at, QUERY)
     columns = interactions.items[at], query, interactions.users[at], history.position[at], at
     return [Replay(torch.cat(start), *columns) for start in starts]
 
 
-def epochs(ranker: Ranker, interactions: Interactions, first: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Event numbers from `first` on, an epoch at a time, and the priors [B, N] that hold in it."""
-    buckets = popularity.bucket_of(History.of(interactions.users).position)
-    counts = initial_counts(ranker.parameters, ranker.items.trained_index)
+def epochs(
+    ranker: Ranker, interactions: Interactions, first: int, *, pairs_online: bool | None = None
+) -> Iterator[tuple[Tensor, ItemSide]]:
+    """Event numbers from `first` on, an epoch at a time, and the item side as it is then (one object)."""
+    side = ItemSide(ranker, interactions, pairs_online=pairs_online)
     for now in torch.split(torch.arange(first, len(interactions)), EPOCH):
-        yield now, popularity.priors(counts)
-        items = interactions.items[now]
-        counts = popularity.advance(counts, buckets[now], items, half_life=ranker.parameters.half_life)
+        yield now, side
+        side.advance(now)
 
 
 def tasks_before(ranker: Ranker, interactions: Interactions, history: History, events: Tensor) -> TaskBatch:

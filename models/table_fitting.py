@@ -13,9 +13,9 @@ from torch import Tensor
 
 from models import inner_tuning, popularity
 from models.episodes import History, Interactions, earlier
-from models.factoring import centred, factor
+from models.factoring import ServedParts, centred, factor
 from models.gate import Gate
-from models.item_fitting import PARTS, Matrix, als_factors, part_matrices
+from models.item_fitting import COUNTED, PARTS, Matrix, als_factors, part_matrices, similarity_scale
 from models.learner_tuning import Learnt, Method
 from models.learners import InnerSteps
 from models.meta_parameters import MetaParameters
@@ -24,7 +24,7 @@ from models.replay import Moments
 
 NUM_DIMS = 64
 NUM_FACTORS = 64
-NUM_NEIGHBOURS = 64
+NUM_NEIGHBOURS = 48
 _TABLE_TASKS = 3000  # sampled tasks whose scores the dimensions have to reproduce
 
 
@@ -60,25 +60,28 @@ class Choices:
     recommend_seen: bool
     decays: Tensor
     repeat_profile: Tensor
+    pairs_online: bool = False
     learnt: Learnt | None = None
 
 
-def fit(window: Window, choices: Choices, matrices: list[Tensor] | None = None) -> MetaParameters:
-    """Fit all tables; `matrices` are the window's centred parts where the caller has them already."""
+def fit(window: Window, choices: Choices) -> MetaParameters:
+    """Fit all tables."""
     interactions = window.interactions
     history = History.of(interactions.users)
     recipe, decays = window.recipe, choices.decays
     sampled = _sample(history, window.seed)
     served = factor(
-        matrices if matrices is not None else centred(part_matrices(interactions, recipe)),
+        centred(part_matrices(interactions, recipe)),
         earlier(history, interactions.items, sampled, window.support_size),
         support_gains(decays, window.support_size).expand(len(sampled), -1, -1),
         choices.weights[popularity.bucket_of(history.position[sampled])][:, 1:],
         num_dims=NUM_DIMS,
         num_neighbours=NUM_NEIGHBOURS,
     )
+    matrix = Matrix.of(interactions)
+    users = torch.bincount(matrix.items, minlength=interactions.num_items).float()
     factors = als_factors(
-        Matrix.of(interactions),
+        matrix,
         num_factors=NUM_FACTORS,
         ridge=recipe.als_ridge,
         alpha=recipe.als_alpha,
@@ -107,6 +110,10 @@ def fit(window: Window, choices: Choices, matrices: list[Tensor] | None = None) 
         shrinkage=recipe.text_shrinkage,
         half_life=recipe.half_life,
         **served._asdict(),
+        pairs_online=choices.pairs_online,
+        pair_counts=_pair_counts(served, users, recipe.pseudo_events),
+        pseudo_events=recipe.pseudo_events,
+        item_users=users,
         item_factors=factors,
         item_events=events,
         residual_mean=choices.moments.item_bias @ factors,
@@ -138,6 +145,18 @@ def text_ridge(embeddings: Tensor, vectors: Tensor, events: Tensor, *, ridge: fl
     normal = inputs.T @ (inputs * trust) + ridge * torch.eye(inputs.shape[1])
     solution: Tensor = torch.linalg.solve(normal, inputs.T @ (vectors * trust))
     return solution
+
+
+def _pair_counts(served: ServedParts, users: Tensor, pseudo_events: Tensor) -> Tensor:
+    """How often the neighbours were counted [N, M, C]: the exact values times what they had been divided by."""
+    others = served.neighbour_items.clamp(min=0)
+    scale = similarity_scale(users[:, None], users[others])[..., None] + pseudo_events
+    columns = []
+    for part in range(COUNTED):
+        predicted = torch.einsum("nd,nmd->nm", served.item_in[:, part], served.item_out[others])
+        exact = served.neighbour_values[..., part] + predicted + served.pair_means[:, part, None]
+        columns.append((exact * scale[..., part]).round().clamp(min=0.0))
+    return torch.where(served.neighbour_items[..., None] >= 0, torch.stack(columns, 2), 0.0)
 
 
 def _rotated(factors: Tensor, moments: Moments) -> tuple[Tensor, Tensor]:

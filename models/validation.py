@@ -14,20 +14,18 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from models import gate_tuning, inner_tuning, popularity, repeat_fitting
+from models import gate_tuning, inner_tuning, repeat_fitting
 from models.calibration import calibrate
-from models.episodes import History, Interactions, earlier, following
-from models.factoring import centred
+from models.episodes import History, Interactions, earlier
 from models.figures import interval, query_ranks, set_ndcg, surest, user_means
-from models.item_fitting import part_matrices
 from models.item_tables import assemble_items
 from models.learner_tuning import Learnt, Method, fit_learner
 from models.learners import HONEST
 from models.meta_parameters import MetaParameters
-from models.part_weights import sample_of_bucket, scored_candidates, search
+from models.part_weights import Weighed, weigh
 from models.ranker import Ranker
-from models.replay import QUERY, Moments, Replay, prediction_moments, replay_side_by_side, replay_start
-from models.table_fitting import Choices, Window, fit, support_gains
+from models.replay import Moments, Replay, prediction_moments, replay_side_by_side, replay_start
+from models.table_fitting import Choices, Window, fit
 
 FIT_SHARE = 0.75  # of the users by first event; the others' first events begin the later part
 MAX_LOGITS = 12_000_000  # validation events x items kept in memory
@@ -64,7 +62,7 @@ class Later:
 
 def validate(later: Later, neutral: Choices, method: Method) -> tuple[Choices, dict[str, Any]]:
     """Choose everything that validation decides, and report on it; the rest stays as in `neutral`."""
-    fitted = _start(later, neutral)
+    fitted, weighed = _start(later, neutral)
     ranker = later.ranker(fitted)
     replay, again = later.replay(ranker), repeat_fitting.OFF
     if neutral.recommend_seen:
@@ -78,6 +76,7 @@ def validate(later: Later, neutral: Choices, method: Method) -> tuple[Choices, d
         weights=ranker.parameters.part_weights,
         decays=ranker.parameters.part_decays,
         repeat_profile=again.profile,
+        pairs_online=weighed.pairs_online,
         tuned=adapted.tuned,
         learnt=adapted.learnt,
         gate=adapted.judged.gate,
@@ -89,6 +88,9 @@ def validate(later: Later, neutral: Choices, method: Method) -> tuple[Choices, d
         "validation_events": len(replay.targets),
         "start_set_ndcg": interval(figures, seed=later.window.seed).as_list(),
         "gain_of_repeats": again.gain.as_list(),
+        "gain_of_online_pairs": weighed.gain_of_pairs.as_list(),
+        "pairs_online": "on" if weighed.pairs_online else "off: they do not pay on validation users",
+        "parts_off": list(weighed.parts_off),
     }
     return choices, start | _told(choices, adapted.judged, method)
 
@@ -127,19 +129,24 @@ def limited(interactions: Interactions, mask: Tensor, seed: int, most_logits: in
     return mask & torch.isin(interactions.users, kept if len(kept) else users[order[:1]])
 
 
-def _start(later: Later, neutral: Choices) -> MetaParameters:
+def _start(later: Later, neutral: Choices) -> tuple[MetaParameters, Weighed]:
     """Fit the tables on the earlier part, and choose how parts are weighed and how fast they are forgotten."""
     later.tell("fit tables on the earlier part", 0, 1)
-    early = later.window.before(later.cut)
-    matrices = centred(part_matrices(early.interactions, later.window.recipe))
-    fitted = fit(early, neutral, matrices)
+    fitted = fit(later.window.before(later.cut), neutral)
     later.tell("fit tables on the earlier part", 1, 1)
-    weighed = replace(fitted, part_weights=_weights(later, matrices, fitted))
-    decays = _memory(later, weighed)
-    if torch.equal(decays, fitted.part_decays):
-        return weighed
-    fitted = replace(fitted, part_decays=decays)
-    return replace(fitted, part_weights=_weights(later, matrices, fitted))
+    weighed = _weighed(later, fitted)
+    decays = _memory(later, weighed.applied_to(fitted))
+    if not torch.equal(decays, fitted.part_decays):
+        fitted = replace(fitted, part_decays=decays)
+        weighed = _weighed(later, fitted)
+    return weighed.applied_to(fitted), weighed
+
+
+def _weighed(later: Later, fitted: MetaParameters) -> Weighed:
+    later.tell("weigh the parts", 0, 1)
+    weighed = weigh(later.ranker(fitted), later.window.interactions, later.cut, later.unseen, seed=later.window.seed)
+    later.tell("weigh the parts", 1, 1)
+    return weighed
 
 
 def _memory(later: Later, parameters: MetaParameters) -> Tensor:
@@ -190,27 +197,3 @@ def _adaptation(later: Later, ranker: Ranker, replay: Replay, method: Method) ->
     if tuned.pays:
         judged = gate_tuning.judge(replay, learnt.deviation, learnt.basis, tau=tuned.tau, seed=seed)
     return _Adapted(tuned, learnt, judged, prediction_moments(replay, tuned.tau))
-
-
-def _weights(later: Later, matrices: list[Tensor], fitted: MetaParameters) -> Tensor:
-    """Part weights [B, 1 + P]: searched bucket by bucket where there are events to decide, initial ones elsewhere."""
-    window, interactions = later.window, later.window.interactions
-    history = History.of(interactions.users)
-    priors = popularity.priors(fitted.counts)
-    decays = support_gains(fitted.part_decays, window.support_size)
-    events = later.unseen.nonzero()[:, 0]
-    rows = []
-    for bucket, initial in enumerate(fitted.part_weights):
-        sample = events[sample_of_bucket(history.position[events], bucket, window.seed)]
-        if bucket == 0 or len(sample) == 0:  # without a support there is popularity only
-            rows.append(initial)
-            continue
-        support = earlier(history, interactions.items, sample, window.support_size)
-        query = following(history, interactions.items, sample, QUERY)
-        if fitted.recommend_seen:  # the parts find new items; that people return to the old ones is `models.repeats`'
-            query = torch.where((query[:, :, None] == support[:, None]).any(2), -1, query)
-        gains = decays.expand(len(sample), -1, -1)
-        prior = priors[bucket].expand(len(sample), -1)
-        scored = scored_candidates(matrices, prior, support, gains, query, initial.expand(len(sample), -1))
-        rows.append(search(scored, query, interactions.users[sample], initial))
-    return torch.stack(rows)

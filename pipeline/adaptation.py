@@ -8,7 +8,7 @@ Letters: E events, U users touched, S support slots, N catalogue items, R prior 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -17,9 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from models.candidates import Candidates
-from models.item_tables import initial_counts
-from models.popularity import NUM_BUCKETS, bucket_of, priors
-from models.ranker import Ranker, TaskBatch, Top
+from models.popularity import NUM_BUCKETS, bucket_of
+from models.ranker import Ranker, Top
 from pipeline.batching import (
     APPLIED,
     CONFLICTING,
@@ -31,15 +30,14 @@ from pipeline.batching import (
     fates,
 )
 from pipeline.catalogue import Catalogue
-from pipeline.item_statistics import EPOCH, ItemStatistics
+from pipeline.item_statistics import ItemStatistics
 from pipeline.known import Before, Known, earlier
 from pipeline.outcome import Lists, Outcome, Prequential
+from pipeline.served_items import Applied, ItemSide, ServedItems
 from pipeline.support import Ints, Segments, UserTable, occurrence
+from pipeline.task_batches import Reading, TaskBatches, chunks, padded
 from schemas.event_types import CODES, DEFAULT_EVENT_TYPES
 
-# Users per call of the ranker. Padding to one of few sizes keeps a row's result independent of the others, to the bit:
-# matrix kernels give the same rows at any of these sizes, but not below four rows.
-CHUNK_SIZES = (8, 16, 32, 64, 128)
 NUM_POPULAR = 1000
 
 
@@ -64,7 +62,7 @@ class Types:
 
 @dataclass(slots=True)
 class _Events:
-    """The applied events of a micro-batch as columns [E], the priors they read [R, N], and what was predicted."""
+    """The applied events of a micro-batch as columns [E], what they read of the item side, and what was predicted."""
 
     slots: Ints
     partition: Ints
@@ -77,16 +75,22 @@ class _Events:
     positive: NDArray[np.bool_]
     num_events: Ints
     before: Before = field(init=False)
-    prior_rows: Ints = field(init=False)
-    priors: Tensor = field(init=False)
-    candidates: list[Candidates | None] = field(default_factory=list)
+    side: ItemSide = field(init=False)
     losses: NDArray[np.float32] = field(init=False)
     ranks: Ints = field(init=False)
 
     def __post_init__(self) -> None:
         num = len(self.slots)
-        self.prior_rows, self.priors = np.zeros(num, np.int64), torch.zeros(0, 0)
         self.losses, self.ranks = np.zeros((2, num), np.float32), np.zeros((3, num), np.int64)
+
+    def applied(self) -> Applied:
+        """What the item side has to know of them."""
+        return Applied(self.partition, self.offset, self.num_events, self.items, self.positive, self.before)
+
+    @property
+    def reading(self) -> Reading:
+        """What each event reads."""
+        return Reading(self.num_events, self.side.prior_rows, self.side.pair_rows)
 
 
 class Adaptation:
@@ -98,7 +102,6 @@ class Adaptation:
         self._types = types
         self._top_n = top_n
         self._recommend_seen_setting = recommend_seen
-        self._priors: dict[int, tuple[int, Tensor]] = {}
 
     def beside(self) -> Adaptation:
         """Another, over the same users and statistics, for partitions under another version."""
@@ -121,42 +124,50 @@ class Adaptation:
         self._state_maps = state_maps or {}
         setting = self._recommend_seen_setting
         self.table.widen(ranker.state_size, ranker.track_size)
-        self._recommend_seen = ranker.parameters.recommend_seen if setting is None else setting
         self._row_nos = torch.from_numpy(catalogue.item_nos)
-        self._withdrawn = torch.from_numpy(catalogue.unavailable).to(ranker.items.vectors.device)
-        self._priors = {}
+        self._tasks = TaskBatches(
+            self.table,
+            ranker,
+            catalogue,
+            type_weights=self._types.weight,
+            recommend_seen=ranker.parameters.recommend_seen if setting is None else setting,
+        )
+        self._served = ServedItems(self.statistics, version, ranker, catalogue)
 
-    def initial_statistics(self, offset: int) -> ItemStatistics:
-        """Statistics of a partition that has none yet: the version's counts, as of this offset's epoch."""
-        counts = torch.zeros(NUM_BUCKETS, len(self.catalogue.row_of))
-        counts[:, self._row_nos] = initial_counts(self.ranker.parameters, self.catalogue.tables.trained_index).cpu()
-        return ItemStatistics(offset // EPOCH * EPOCH, counts, self.ranker.parameters.half_life)
+    def begin(self, partition: int, offset: int) -> None:
+        """Give a partition that has none statistics: the version's counts and pairs, as of this offset's epoch."""
+        self._served.begin(partition, offset)
+
+    def take_up(self, partition: int) -> None:
+        """Let this version's half-life and pairs hold for a partition's statistics."""
+        self._served.take_up(partition)
 
     def forget(self, partition: int) -> None:
         """Drop what is remembered of a partition: somebody else may have moved it."""
         self.table.forget_partition(partition)
         self.statistics.pop(partition, None)
-        self._priors.pop(partition, None)
+        self._served.forget(partition)
 
     def apply(self, batch: MicroBatch) -> Outcome:
         """Decide every event's fate and adapt every user touched. All users must have slots, all items numbers."""
         slots = self._settle_fates(batch, self.table.slots([event.user_id for event in batch.events]))
         self._adopt(slots)
         events = self._events(batch, slots)
-        changed = self._read_priors(events)
         segments = Segments(), Segments()
         self._remember(events, *segments)
+        events.side = self._served.read(events.applied())
         self._learn(events)
         last = np.flatnonzero(occurrence(slots[::-1])[::-1] == 0)
         self.table.last_offset[slots[last]] = batch.offset[last]
         return Outcome(
             batch,
             slots[last],
-            self._list(slots[last], events.priors, events.prior_rows[last] // NUM_BUCKETS * NUM_BUCKETS),
+            self._list(slots[last], events, last),
             self._prequential(batch, events),
             *segments,
             {partition: self.statistics[partition] for partition in np.unique(events.partition).tolist()},
-            {partition: self.popular(partition) for partition in changed},
+            {partition: self.popular(partition) for partition in events.side.moved},
+            events.side.pair_events,
             self.version,
             self.ranker.state_size,
             self.ranker.track_size,
@@ -166,10 +177,9 @@ class Adaptation:
         """The list of a user without events, from a partition's current counts; empty while the catalogue is."""
         if not len(self._row_nos):
             return self._lists([])
-        current = self._prior(partition)
         none = np.zeros(0, np.int64)
-        tasks = self._tasks(none, Known.of(self.table, none), none, none)
-        top = self.ranker.rank(tasks, current, min(NUM_POPULAR, len(self._row_nos)))
+        tasks = self._tasks.of(none, Known.of(self.table, none), Reading(none, none, none), None)
+        top = self.ranker.rank(tasks, self._served.prior(partition), min(NUM_POPULAR, len(self._row_nos)))
         return self._lists([top.of(1)])
 
     def _settle_fates(self, batch: MicroBatch, slots: Ints) -> Ints:
@@ -235,40 +245,6 @@ class Adaptation:
             num_events=self.table.num_events[slots] + earlier(slots, positive),
         )
 
-    def _read_priors(self, events: _Events) -> set[int]:
-        """Advance the item statistics past the batch, and note which priors each event reads.
-
-        Counting needs no scores, so all epochs of the batch are known before its first round. Gives the partitions
-        whose counts have moved.
-        """
-        changed, blocks = set[int](), list[Tensor]()
-        buckets = bucket_of(torch.from_numpy(events.num_events)).numpy()
-        epochs = events.offset // EPOCH * EPOCH
-        for partition, epoch in sorted(set(zip(events.partition.tolist(), epochs.tolist(), strict=True))):
-            now = np.flatnonzero((events.partition == partition) & (epochs == epoch))
-            statistics = self.statistics[partition]
-            if statistics.move_to(epoch):
-                changed.add(partition)
-            events.prior_rows[now] = len(blocks) * NUM_BUCKETS + buckets[now]
-            blocks.append(self._prior(partition))
-            events.candidates.append(self.ranker.candidates(epoch // EPOCH))
-            counted = now[events.positive[now]]
-            statistics.add(buckets[counted], events.items[counted])
-        if blocks:
-            events.priors = torch.cat(blocks)
-        return changed
-
-    def _prior(self, partition: int) -> Tensor:
-        """Priors [B, N] of a partition's current epoch."""
-        if not len(self._row_nos):
-            return torch.zeros(NUM_BUCKETS, 0)
-        statistics = self.statistics[partition]
-        epoch, prior = self._priors.get(partition, (-1, torch.zeros(0)))
-        if epoch != statistics.epoch_offset:
-            prior = priors(statistics.of_rows(self._row_nos).to(self.ranker.items.vectors.device))
-            self._priors[partition] = statistics.epoch_offset, prior
-        return prior
-
     def _remember(self, events: _Events, id_segments: Segments, seen_segments: Segments) -> None:
         """Move the users' memory past the batch, noting what each event's prediction may know."""
         table, slots, positive = self.table, events.slots, events.positive
@@ -285,14 +261,14 @@ class Adaptation:
         several events of a user, whose states follow one another inside a chunk (`previous`) and from chunk to chunk.
         """
         rows = self.catalogue.row_of[events.items]
-        for now in _chunks(np.flatnonzero(events.positive & (rows >= 0))):
+        for now in chunks(np.flatnonzero(events.positive & (rows >= 0))):
             slots, size = events.slots[now], len(now)
-            tasks = self._tasks(slots, events.before.of(now), events.num_events[now], events.prior_rows[now])
+            tasks = self._tasks.of(slots, events.before.of(now), events.reading.of(now), self._served.pair_tables)
             targets, previous = (
-                _padded(column, -1).to(tasks.support.device) for column in (rows[now], _previous(slots))
+                padded(column, -1).to(tasks.support.device) for column in (rows[now], _previous(slots))
             )
-            candidates = _candidates_of(events.candidates, tasks.prior_rows // NUM_BUCKETS)
-            step = self.ranker.step(tasks, events.priors, targets, previous, candidates)
+            candidates = _candidates_of(events.side.candidates, tasks.prior_rows // NUM_BUCKETS)
+            step = self.ranker.step(tasks, events.side.priors, targets, previous, candidates)
             # of a user's several states the last stays
             self.table.adapter[slots, : self.ranker.state_size] = step.state[:size].cpu().numpy()
             self.table.track[slots, : self.ranker.track_size] = step.track[:size].cpu().numpy()
@@ -328,16 +304,20 @@ class Adaptation:
             applied_types=counts,
         )
 
-    def _list(self, slots: Ints, stacked: Tensor, bases: Ints) -> Lists:
+    def _list(self, slots: Ints, events: _Events, last: Ints) -> Lists:
+        """List what is best for users [U] after their last events, in the epochs of these."""
         if not len(self._row_nos):
             return Lists(np.zeros((len(slots), 0), np.int64), np.zeros((len(slots), 0)), np.zeros(len(slots), np.int64))
-        rows = bases + bucket_of(torch.from_numpy(self.table.num_events[slots])).numpy()
+        side, num_events = events.side, self.table.num_events[slots]
+        bases = side.prior_rows[last] // NUM_BUCKETS * NUM_BUCKETS
+        buckets = bucket_of(torch.from_numpy(num_events)).numpy()
+        reading = Reading(num_events, bases + buckets, side.pair_rows[last])
         k = min(self._top_n, len(self._row_nos))
         tops = []
-        for now in _chunks(np.arange(len(slots))):
+        for now in chunks(np.arange(len(slots))):
             known = Known.of(self.table, slots[now])
-            tasks = self._tasks(slots[now], known, self.table.num_events[slots[now]], rows[now])
-            top = self.ranker.rank(tasks, stacked, k)
+            tasks = self._tasks.of(slots[now], known, reading.of(now), self._served.pair_tables)
+            top = self.ranker.rank(tasks, side.priors, k)
             tops.append(top.of(len(now)))
             self.table.adapter_use[slots[now]] = top.use[: len(now)].cpu().numpy()
         return self._lists(tops)
@@ -349,34 +329,6 @@ class Adaptation:
         scores = torch.sigmoid(torch.cat([top.logits for top in tops]).double()).cpu().numpy()
         listed = items >= 0
         return Lists(np.where(listed, self.catalogue.item_nos[items], 0), scores, listed.sum(1))
-
-    def _tasks(self, slots: Ints, known: Known, num_events: Ints, prior_rows: Ints) -> TaskBatch:
-        table, device = self.table, self.ranker.items.vectors.device
-        size = self.ranker.parameters.support_size
-        columns = {
-            "support": _padded(self.catalogue.row_of[known.support_items[:, -size:]], -1),
-            "weights": _padded(self._types.weight[known.support_types[:, -size:]], 0),
-            "num_events": _padded(num_events, 0),
-            "state": _padded(table.adapter[slots, : self.ranker.state_size], 0),
-            "state_events": _padded(table.adapter_events[slots], 0),
-            "track": _padded(table.track[slots, : self.ranker.track_size], 0),
-            "prior_rows": _padded(prior_rows, 0),
-        }
-        moved = {name: column.to(device) for name, column in columns.items()}
-        return TaskBatch(**moved, excluded=self._excluded(known, len(columns["support"])))
-
-    def _excluded(self, known: Known, size: int) -> Tensor:
-        """Dismissed, withdrawn and (unless repeated) seen items at -inf, the others at 0 [size, N]."""
-        device, num_items = self.ranker.items.vectors.device, len(self._row_nos)
-        rows = self.catalogue.row_of[np.abs(known.marks)]
-        if self._recommend_seen:
-            rows[known.marks > 0] = -1
-        # one column more in front, for items without a row (-1)
-        excluded = torch.zeros(size, 1 + num_items, device=device)
-        rows += np.repeat(np.arange(len(known.num_marks)) * (1 + num_items) + 1, known.num_marks)
-        excluded.view(-1).index_fill_(0, torch.from_numpy(rows).to(device), -torch.inf)
-        excluded[:, 1:].index_fill_(1, self._withdrawn, -torch.inf)
-        return excluded[:, 1:]
 
 
 def _candidates_of(blocks: list[Candidates | None], block: Tensor) -> Candidates | None:
@@ -395,19 +347,3 @@ def _previous(slots: Ints) -> Ints:
     again = slots[order][1:] == slots[order][:-1]
     result[order[1:][again]] = order[:-1][again]
     return result
-
-
-def _chunks(indices: Ints) -> Iterator[Ints]:
-    largest = CHUNK_SIZES[-1]
-    for first in range(0, len(indices), largest):
-        yield indices[first : first + largest]
-
-
-def _padded(rows: NDArray[np.generic], value: int) -> Tensor:
-    """Rows [n, …] padded to the next of CHUNK_SIZES."""
-    size = next(size for size in CHUNK_SIZES if size >= len(rows))
-    if size == len(rows):
-        return torch.from_numpy(np.ascontiguousarray(rows))
-    padded = np.full((size, *rows.shape[1:]), value, rows.dtype)
-    padded[: len(rows)] = rows
-    return torch.from_numpy(padded)

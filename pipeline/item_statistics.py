@@ -1,22 +1,94 @@
-"""What moves online on the item side: position popularity, owned by a partition, taking effect at fixed offsets.
+"""What moves online on the item side, owned by a partition, taking effect at fixed offsets.
 
-Counts change with every positive, but predictions read the counts as of the last multiple of `EPOCH` offsets. Cutting
-the log into other batches therefore cannot change a score, and delays of this length cost no quality.
+Position popularity and the counts of item pairs change with every positive, but predictions read them as of the last
+multiple of `EPOCH` offsets. Cutting the log into other batches therefore cannot change a score, and delays of this
+length cost no quality. Pairs belong to a meta version as well: another begins with the pairs that it brings.
+
+Letters: B buckets of K, E events, W newest positives looked at.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from models.pair_counts import PairTable, Stakes, learn
 from models.popularity import NUM_BUCKETS, advance
 from pipeline.support import Ints
 
-__all__ = ["EPOCH", "NUM_BUCKETS", "ItemStatistics"]
+__all__ = ["EPOCH", "NUM_BUCKETS", "ItemStatistics", "OnlinePairs", "PairEvents"]
 
 EPOCH = 1024  # offsets between two moments at which counts take effect
+SNAPSHOT_EPOCHS = 64  # between two snapshots of the pairs, whose log is kept meanwhile
+
+
+@dataclass(frozen=True, slots=True)
+class PairEvents:
+    """Positives of one partition within one epoch: items [E] and what came before each [E, W] (-1 = none)."""
+
+    partition: int
+    first_offset: int
+    items: NDArray[np.int32]
+    before: NDArray[np.int32]
+
+    @property
+    def epoch(self) -> int:
+        """The offset at which the epoch begins."""
+        return self.first_offset // EPOCH * EPOCH
+
+
+@dataclass(slots=True)
+class OnlinePairs:
+    """Pairs of one partition under one version.
+
+    Attributes:
+        version: the meta version that brought the first of them.
+        table: by item_no, as of the statistics' epoch.
+        stakes: of `models.pair_counts.learn`.
+        pending: events since, oldest first.
+        changed: item numbers whose pairs have changed since they were last asked for.
+        snapshot_due: whether the table has to be written whole with the next transaction.
+        epochs: epochs since the last snapshot.
+
+    """
+
+    version: int
+    table: PairTable
+    stakes: Stakes
+    pending: list[PairEvents] = field(default_factory=list)
+    changed: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
+    snapshot_due: bool = True
+    epochs: int = 0
+
+    def settle(self, epoch: int) -> None:
+        """Let events of epochs before this one take effect, epoch by epoch."""
+        while self.pending and self.pending[0].epoch < epoch:
+            oldest = self.pending[0].epoch
+            now = [events for events in self.pending if events.epoch == oldest]
+            self.pending = self.pending[len(now) :]
+            items = torch.from_numpy(np.concatenate([events.items for events in now])).long()
+            before = torch.from_numpy(np.concatenate([events.before for events in now])).long()
+            self.table = self.table.grown(int(max(items.max(), before.max())) + 1)
+            self.changed = torch.unique(torch.cat([self.changed, learn(self.table, before, items, self.stakes)]))
+
+    def take_changed(self) -> Tensor:
+        """Hand over what has changed since the last call."""
+        changed, self.changed = self.changed, self.changed[:0]
+        return changed
+
+
+@dataclass(frozen=True, slots=True)
+class SavedPairs:
+    """What the database has: a snapshot, and the events logged since."""
+
+    version: int
+    table: PairTable
+    log: list[PairEvents]
 
 
 @dataclass(slots=True)
@@ -28,6 +100,8 @@ class ItemStatistics:
         counts: [B, item_no] float32, by item_no so that a growing catalogue moves nothing.
         pending_buckets, pending_items: positives since, oldest first, not yet in `counts`.
         unsaved: whether `counts` have changed since they were committed.
+        pairs: pairs counted online, where the version lets them.
+        saved_pairs: what the database had of them, until a version takes them up.
 
     """
 
@@ -37,6 +111,8 @@ class ItemStatistics:
     pending_buckets: list[int] = field(default_factory=list)
     pending_items: list[int] = field(default_factory=list)
     unsaved: bool = True
+    pairs: OnlinePairs | None = None
+    saved_pairs: SavedPairs | None = None
 
     def add(self, buckets: Ints, item_nos: Ints) -> None:
         """Count positives of the current epoch, oldest first; they take effect with the next."""
@@ -50,6 +126,10 @@ class ItemStatistics:
         if epoch <= self.epoch_offset:
             return False
         self.epoch_offset = epoch
+        if self.pairs:
+            self.pairs.settle(epoch)
+            self.pairs.epochs += 1
+            self.pairs.snapshot_due |= self.pairs.epochs >= SNAPSHOT_EPOCHS
         if not self.pending_items:
             return False
         self._fit(max(self.pending_items))  # counts that were read again are as wide as what they hold
@@ -57,6 +137,17 @@ class ItemStatistics:
         self.counts = advance(self.counts, buckets, items, half_life=self.half_life)
         self.pending_buckets, self.pending_items, self.unsaved = [], [], True
         return True
+
+    def take_pairs(self, version: int, stakes: Stakes, initial: Callable[[], PairTable]) -> None:
+        """Go on with this version's pairs, from memory or as they were saved, or begin with what it brings."""
+        if self.pairs and self.pairs.version == version:
+            return
+        saved, self.saved_pairs = self.saved_pairs, None
+        if saved and saved.version == version:
+            self.pairs = OnlinePairs(version, saved.table, stakes, saved.log, snapshot_due=False)
+            self.pairs.settle(self.epoch_offset)
+        else:
+            self.pairs = OnlinePairs(version, initial(), stakes)
 
     def of_rows(self, item_nos: Tensor) -> Tensor:
         """Counts [B, N] of the catalogue's rows, given each row's item_no [N]."""

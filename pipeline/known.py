@@ -47,6 +47,13 @@ class Before:
         seen, num_seen = _seen(table, users)
         self._marks = _Stretches.of(user, marks != 0, (marks,), (seen,), num_seen)
 
+    def newest_items(self, events: Ints, width: int) -> NDArray[np.int32]:
+        """The newest positives before these events, right-aligned, 0 where there were fewer.
+
+        [len(events), width] or as wide as the support set: a large batch must not know more than small ones.
+        """
+        return self._support.newest(events, min(width, self._size))[0]
+
     def of(self, events: Ints) -> Known:
         """What was known before these events, in their order."""
         items, types = self._support.newest(events, self._size)

@@ -203,8 +203,8 @@ class Loop:
             self._patiently(lambda: self._load_statistics(missing))
         for partition, offset in held.items():
             if partition not in statistics:
-                statistics[partition] = adaptation.initial_statistics(offset)
-            statistics[partition].half_life = adaptation.ranker.parameters.half_life
+                adaptation.begin(partition, offset)
+            adaptation.take_up(partition)
         popular = {partition: adaptation.popular(partition) for partition in held}
         mine = {partition: statistics[partition] for partition in held}
         version, snapshot = adaptation.version, self.versions.heads.snapshot
@@ -322,6 +322,8 @@ class Loop:
         for adaptation, mine in self.versions.groups(partitions):
             half_life = adaptation.ranker.parameters.half_life
             adaptation.statistics |= self.store.load_statistics(self.interactions, mine, half_life)
+            for partition in set(mine) & adaptation.statistics.keys():
+                adaptation.take_up(partition)
 
 
 def _item_change(key: bytes | None, value: bytes | None, _: int) -> CatalogueItem | Withdrawal | Rejected:

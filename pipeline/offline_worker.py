@@ -98,7 +98,7 @@ class OfflineWorker:
         self.adaptation.activate(1, self.ranker, self.catalogue)
         self.positions = dict.fromkeys(range(num_partitions), 0)
         for partition in self.positions:
-            self.adaptation.statistics[partition] = self.adaptation.initial_statistics(0)
+            self.adaptation.begin(partition, 0)
 
     def remember(self, events: Iterable[Interaction | Rejected]) -> None:
         """Give users the support sets and seen items of earlier events; their adapters stay empty, counts stay."""
@@ -146,7 +146,7 @@ class OfflineWorker:
         """
         for partition, offset in self.positions.items():
             self.positions[partition] = -(-offset // EPOCH) * EPOCH
-            self.adaptation.statistics[partition] = self.adaptation.initial_statistics(self.positions[partition])
+            self.adaptation.begin(partition, self.positions[partition])
 
     def listed(self, outcome: Outcome, k: int) -> dict[str, list[str]]:
         """The k best item ids of each user whom the micro-batch touched, best first, as they stand after it."""
@@ -176,11 +176,11 @@ class OfflineWorker:
         other.ranker = type(self.ranker)(parameters, other.catalogue.tables)
         other.adaptation = self.adaptation.beside()
         other.adaptation.table, other.adaptation.statistics = other.table, deepcopy(self.adaptation.statistics)
-        for statistics in other.adaptation.statistics.values():
-            statistics.half_life = parameters.half_life
         version = self.adaptation.version
         maps = {} if state_map is None else {version: state_map}
         other.adaptation.activate(version + 1, other.ranker, other.catalogue, maps)
+        for partition in other.positions:
+            other.adaptation.take_up(partition)
         return other
 
     def partition_of(self, user_id: str) -> int:
@@ -274,7 +274,7 @@ class Recorder(Ranker):
         wanted = torch.from_numpy(np.flatnonzero((queries >= 0).any(1))).to(targets.device)
         if len(wanted):
             query = torch.from_numpy(queries).to(targets.device)[wanted]
-            self.note(_rows(_as_before(tasks, step, previous), wanted), priors, query)
+            self.note(_as_before(tasks, step, previous).taken(wanted), priors, query)
         return step
 
     def note(self, tasks: TaskBatch, priors: Tensor, query: Tensor) -> None:
@@ -283,10 +283,6 @@ class Recorder(Ranker):
         top = self.rank(tasks, priors, LISTED)
         ranks = query_ranks(adapted, query), query_ranks(start, query)
         self._noted.append(Noted(*ranks, top.items, best_rows(start, LISTED)[0], torch.sigmoid(top.logits)))
-
-
-def _rows(tasks: TaskBatch, rows: Tensor) -> TaskBatch:
-    return TaskBatch(**{field.name: getattr(tasks, field.name)[rows] for field in fields(TaskBatch)})
 
 
 def _as_before(tasks: TaskBatch, step: Step, previous: Tensor | None) -> TaskBatch:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.batching import MicroBatch
-from pipeline.item_statistics import ItemStatistics
+from pipeline.item_statistics import ItemStatistics, PairEvents
 from pipeline.support import Ints, Segments
 
 
@@ -66,6 +66,7 @@ class Outcome:
     seen_segments: Segments
     statistics: dict[int, ItemStatistics]
     popular: dict[int, Lists]
+    pair_events: list[PairEvents]
     version: int
     state_size: int
     track_size: int

@@ -17,10 +17,12 @@ import torch
 from psycopg2.extras import execute_values
 
 from pipeline.batching import Advance, DeadLetter
-from pipeline.item_statistics import NUM_BUCKETS, ItemStatistics
+from pipeline.item_statistics import NUM_BUCKETS, ItemStatistics, PairEvents
 from pipeline.outcome import Lists
+from pipeline.pair_rows import log_row, saved_pairs, snapshot_row
 from pipeline.session import Fenced
 
+MAX_OFFSET = 2**63 - 1
 READ_POSITIONS = "SELECT partition, next_offset FROM innerloop.stream_position WHERE topic = %s AND partition = ANY(%s)"
 INSERT_POSITION = """INSERT INTO innerloop.stream_position (topic, partition, first_offset, next_offset)
     VALUES (%s, %s, %s, %s) ON CONFLICT DO NOTHING"""
@@ -40,6 +42,18 @@ SAVE_STATISTICS = """INSERT INTO innerloop.item_statistics
     counts = excluded.counts, pending_buckets = excluded.pending_buckets, pending_items = excluded.pending_items"""
 SAVE_PENDING = """UPDATE innerloop.item_statistics SET epoch_offset = %s, pending_buckets = %s, pending_items = %s
     WHERE topic = %s AND partition = %s"""
+SAVE_PAIRS = """INSERT INTO innerloop.pair_snapshots
+    (topic, partition, meta_version, epoch_offset, item_nos, others, counts, scales, users)
+    VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s)
+    ON CONFLICT (topic, partition) DO UPDATE SET meta_version = excluded.meta_version,
+    epoch_offset = excluded.epoch_offset, item_nos = excluded.item_nos, others = excluded.others,
+    counts = excluded.counts, scales = excluded.scales, users = excluded.users"""
+LOG_PAIRS = "INSERT INTO innerloop.pair_log (topic, partition, first_offset, items, before) VALUES %s"
+TRIM_PAIRS = "DELETE FROM innerloop.pair_log WHERE topic = %s AND partition = %s AND first_offset < %s"
+LOAD_PAIRS = """SELECT partition, meta_version, item_nos, others, counts, scales, users
+    FROM innerloop.pair_snapshots WHERE topic = %s AND partition = %s"""
+LOAD_PAIR_LOG = """SELECT first_offset, items, before FROM innerloop.pair_log
+    WHERE topic = %s AND partition = %s ORDER BY first_offset"""
 SAVE_POPULAR = """INSERT INTO innerloop.popular_items (topic, partition, item_nos, scores, meta_version, updated_at)
     VALUES (%s, %s, %s, %s, %s, clock_timestamp()) ON CONFLICT (topic, partition) DO UPDATE SET
     item_nos = excluded.item_nos, scores = excluded.scores, meta_version = excluded.meta_version,
@@ -102,13 +116,49 @@ def write_statistics(cursor: psycopg2.extensions.cursor, topic: str, statistics:
         cursor.execute(SAVE_STATISTICS, (topic, partition, held.epoch_offset, _array(used.tolist()), packed, *pending))
 
 
+def load_statistics(
+    cursor: psycopg2.extensions.cursor, topic: str, partitions: Sequence[int], half_life: float
+) -> dict[int, ItemStatistics]:
+    """Item statistics of those partitions that have some, with the pairs that were saved."""
+    cursor.execute(LOAD_STATISTICS, (topic, list(partitions)))
+    found = {row[0]: _statistics_of(row[1:], half_life) for row in cursor.fetchall()}
+    for partition, statistics in found.items():
+        cursor.execute(LOAD_PAIRS, (topic, partition))
+        if snapshot := cursor.fetchone():
+            cursor.execute(LOAD_PAIR_LOG, (topic, partition))
+            statistics.saved_pairs = saved_pairs(snapshot, cursor.fetchall())
+    return found
+
+
+def log_pairs(cursor: psycopg2.extensions.cursor, topic: str, found: Sequence[PairEvents]) -> None:
+    """Keep what pairs have to count, until a snapshot contains it."""
+    if found:
+        rows = [(topic, events.partition, *log_row(events)) for events in found]
+        execute_values(cursor, LOG_PAIRS, rows)
+
+
+def write_pairs(cursor: psycopg2.extensions.cursor, topic: str, statistics: Mapping[int, ItemStatistics]) -> None:
+    """Write the snapshots that are due, and take away what they contain of the log."""
+    for partition, held in statistics.items():
+        if held.pairs and held.pairs.snapshot_due:
+            item_nos, *columns = snapshot_row(held.pairs.table)
+            packed = (psycopg2.Binary(column) for column in columns)
+            row = (topic, partition, held.pairs.version, held.epoch_offset, _array(item_nos), *packed)
+            cursor.execute(SAVE_PAIRS, row)
+            # Events that are pending stay; a version's first snapshot follows none.
+            kept = held.pairs.pending[0].first_offset if held.pairs.pending else MAX_OFFSET
+            cursor.execute(TRIM_PAIRS, (topic, partition, kept))
+
+
 def mark_saved(statistics: Mapping[int, ItemStatistics]) -> None:
     """Say that what was written has been committed."""
     for held in statistics.values():
         held.unsaved = False
+        if held.pairs and held.pairs.snapshot_due:
+            held.pairs.snapshot_due, held.pairs.epochs = False, 0
 
 
-def statistics_of(row: tuple[Any, ...], half_life: float) -> ItemStatistics:
+def _statistics_of(row: tuple[Any, ...], half_life: float) -> ItemStatistics:
     """Item statistics from a row of LOAD_STATISTICS, its partition aside."""
     epoch_offset, item_nos, counts, buckets, items = row
     stored = np.frombuffer(counts, "<f4").reshape(-1, len(item_nos)) if item_nos else np.zeros((NUM_BUCKETS, 0), "<f4")

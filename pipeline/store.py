@@ -22,13 +22,14 @@ from pipeline.outcome import Lists, Outcome
 from pipeline.partition_rows import (
     ACCEPT_GAP,
     INSERT_POSITION,
-    LOAD_STATISTICS,
     READ_POSITIONS,
     RECORD_ACTIVATION,
+    load_statistics,
+    log_pairs,
     mark_saved,
     move_positions,
-    statistics_of,
     write_dead_letters,
+    write_pairs,
     write_popular,
     write_statistics,
 )
@@ -155,8 +156,7 @@ class Store:
     def load_statistics(self, topic: str, partitions: Iterable[int], half_life: float) -> dict[int, ItemStatistics]:
         """Item statistics of those partitions that have some."""
         with self.transaction() as cursor:
-            cursor.execute(LOAD_STATISTICS, (topic, list(partitions)))
-            return {row[0]: statistics_of(row[1:], half_life) for row in cursor.fetchall()}
+            return load_statistics(cursor, topic, list(partitions), half_life)
 
     def write(self, outcome: Outcome, table: UserTable) -> None:
         """Commit everything that a micro-batch changes.
@@ -175,6 +175,8 @@ class Store:
                     raise Fenced("a user of this batch was written in another partition meanwhile")
             self._take_segments(cursor, outcome)
             write_statistics(cursor, topic, outcome.statistics)
+            log_pairs(cursor, topic, outcome.pair_events)
+            write_pairs(cursor, topic, outcome.statistics)
             write_popular(cursor, topic, outcome.popular, outcome.version)
             if outcome.prequential.applied_types:
                 cursor.execute(TAKE_PREQUENTIAL)
@@ -200,6 +202,7 @@ class Store:
                 cursor.execute(RECORD_ACTIVATION, {**row, "kind": "meta_version", "value": version})
                 cursor.execute(RECORD_ACTIVATION, {**row, "kind": "catalogue", "value": snapshot})
             write_statistics(cursor, topic, statistics)
+            write_pairs(cursor, topic, statistics)
             write_popular(cursor, topic, popular, version)
             reach("mid_swap")
         mark_saved(statistics)

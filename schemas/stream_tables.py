@@ -88,6 +88,28 @@ item_statistics = Table(
     array("pending_items", INT4S),
 )
 
+pair_snapshots = Table(
+    "pair_snapshots",
+    metadata,
+    *of_partition(),
+    required("meta_version", Integer),
+    required("epoch_offset", BigInteger),
+    required("item_nos", INT4S),
+    required("others", LargeBinary),
+    required("counts", LargeBinary),
+    required("scales", LargeBinary),
+    required("users", LargeBinary),
+)
+
+pair_log = Table(
+    "pair_log",
+    metadata,
+    *of_partition(),
+    Column("first_offset", BigInteger, primary_key=True, autoincrement=False),
+    required("items", LargeBinary),
+    required("before", LargeBinary),
+)
+
 user_state = Table(
     "user_state",
     metadata,

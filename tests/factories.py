@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
@@ -55,11 +56,26 @@ def chunk(records: Iterable[Record], start: int | None = None) -> Chunk:
     return Chunk(rows[0].topic, rows[0].partition, first, rows[-1].offset + 1, rows)
 
 
-def meta_parameters(item_ids: Sequence[str], *, text_dim: int = 16, seed: int = 0, **changes: object) -> MetaParameters:
+class Sizes(NamedTuple):
+    """Dimensions of meta-parameters: multiples of 16 floats, as in trained versions.
+
+    A row that straddles cache lines may round differently.
+    """
+
+    dims: int = 16
+    factors: int = 16
+    neighbours: int = 8
+
+
+SMALL = Sizes()
+
+
+def meta_parameters(
+    item_ids: Sequence[str], *, text_dim: int = 16, seed: int = 0, sizes: Sizes = SMALL, **changes: object
+) -> MetaParameters:
     """Random parameters over these items, with an inner step that moves the scores visibly."""
     ids = tuple(sorted(item_ids, key=str.encode))
-    # multiples of 16 floats, as in trained versions: a row that straddles cache lines may round differently
-    n, d, p, f, m = len(ids), 16, 4, 16, 8
+    n, p, (d, f, m) = len(ids), 4, sizes
     draw = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int) -> torch.Tensor:
@@ -71,6 +87,7 @@ def meta_parameters(item_ids: Sequence[str], *, text_dim: int = 16, seed: int = 
         "parts": ("one", "two", "three", "four"),
         "support_size": 10,
         "recommend_seen": False,
+        "pairs_online": True,
         "use_inner_step": True,
         "learner": "honest",
         "adapter": "vector",
@@ -88,6 +105,11 @@ def meta_parameters(item_ids: Sequence[str], *, text_dim: int = 16, seed: int = 
         "item_spread": normal(n, p).abs(),
         "neighbour_items": torch.randint(0, n, (n, m), generator=draw),
         "neighbour_values": normal(n, m, p),
+        "pair_counts": torch.randint(0, 5, (n, m, 3), generator=draw).float(),
+        "pair_means": torch.zeros(n, 3),
+        "pair_worth": torch.ones(3),
+        "pseudo_events": torch.tensor([5.0, 20.0, 5.0]),
+        "item_users": torch.full((n,), 50.0),
         "item_factors": normal(n, f),
         "item_events": torch.full((n,), 50.0),
         "residual_mean": torch.zeros(f),

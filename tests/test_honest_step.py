@@ -139,12 +139,12 @@ def test_learning_from_an_item_raises_it() -> None:
 
 def test_several_events_of_a_user_in_one_call_are_the_same_as_one_call_each() -> None:
     batch = tasks(num=8)
-    chain = TaskBatch(**{name: value[[0, 4, 4, 4, 7]] for name, value in vars(batch).items()})
+    chain = batch.taken([0, 4, 4, 4, 7])
     targets = torch.tensor([1, 2, 3, -1, 5])
     together = RANKER.step(chain, PRIORS, targets, torch.tensor([-1, -1, 1, 2, -1]))
     state, events = batch.state[[4]], batch.state_events[[4]]
     for row in (1, 2, 3):
-        one = TaskBatch(**{name: value[[row]] for name, value in vars(chain).items()})
+        one = chain.taken([row])
         alone = RANKER.step(replace(one, state=state, state_events=events), PRIORS, targets[[row]])
         torch.testing.assert_close(together.loss_adapted[[row]], alone.loss_adapted, atol=1e-5, rtol=1e-5)
         state, events = alone.state, alone.state_events
@@ -158,7 +158,7 @@ def test_several_events_of_a_user_in_one_call_are_the_same_as_one_call_each() ->
 def test_a_row_does_not_depend_on_the_others_nor_on_padding() -> None:
     batch, targets = tasks(), targets_of(tasks())
     order = torch.randperm(U, generator=torch.Generator().manual_seed(9))
-    shuffled = TaskBatch(**{name: value[order] for name, value in vars(batch).items()})
+    shuffled = batch.taken(order)
     straight, mixed = RANKER.step(batch, PRIORS, targets), RANKER.step(shuffled, PRIORS, targets[order])
     poisoned = copy.deepcopy(batch)
     poisoned.weights[batch.support < 0] = torch.nan  # what padding holds must not be read

@@ -15,7 +15,7 @@ from models.adapters import ADAPTERS
 from models.candidate_losses import NUM_POSITIVES, draw_negatives
 from models.checkpoint import ArtefactRefused, from_bytes, to_bytes
 from models.episode_sources import ReplayedEpisodes, honest_episodes
-from models.episodes import History, Interactions
+from models.episodes import Interactions
 from models.episodic_training import Serving
 from models.inner_losses import ABSENT, HonestQuadratic
 from models.item_tables import assemble_items
@@ -24,7 +24,7 @@ from models.learners import HONEST, LEARNERS, RESIDUALS
 from models.meta_parameters import MetaParameters
 from models.popularity import NUM_BUCKETS, bucket_of
 from models.ranker import Ranker, TaskBatch, exclusions
-from models.replay import Moments, epochs, tasks_before
+from models.replay import Moments, epochs
 from pipeline import cli_train
 from tests.factories import learnt_fields, meta_parameters
 from tests.test_outer_loop import clustered, item_ids, texts
@@ -85,7 +85,7 @@ def test_every_version_is_written_read_and_served(learner: str, adapter: str) ->
 def test_a_served_user_does_not_depend_on_the_others_nor_on_padding(learner: str, adapter: str) -> None:
     model, batch = ranker(learner, adapter), tasks()
     order = torch.randperm(U, generator=torch.Generator().manual_seed(4))
-    shuffled = TaskBatch(**{name: column[order].clone() for name, column in vars(batch).items()})
+    shuffled = batch.taken(order)
     shuffled.weights[shuffled.support < 0] = torch.nan
     assert torch.equal(model.logits(shuffled, PRIORS)[0], model.logits(batch, PRIORS)[0][order])
 
@@ -258,12 +258,12 @@ def test_what_meta_training_validates_is_what_a_ranker_serves(residuals: str, mo
     fields |= {"use_inner_step": True, **method._asdict()}
     served = Ranker(dataclasses.replace(early.parameters, **fields), early.items)
     numbers = (replay.num_events >= 3).nonzero()[:40, 0]
-    batch = tasks_before(served, interactions, History.of(interactions.users), replay.events[numbers])
+    _, side = next(epochs(served, interactions, first))
+    batch = side.tasks_before(replay.events[numbers])
     state = honest_episodes(early, interactions, replay).loss(numbers)
     assert isinstance(state, HonestQuadratic)
     batch.state, batch.state_events = state.state, replay.num_events[numbers]
-    (_, priors), *_ = epochs(served, interactions, first)
-    found = served.served(batch, priors).deviation
+    found = served.served(batch, side.priors).deviation
     episodes = source.episodes(numbers)
     vector = served.inner_step.limited(learnt.steps.vector(episodes.loss, episodes.context), episodes.num_events)
     torch.testing.assert_close(found, vector, atol=1e-5, rtol=1e-4)

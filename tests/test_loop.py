@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 import psycopg2
@@ -20,7 +21,7 @@ import torch
 from models.candidates import Sampling
 from models.encoder import HashedBagOfWords
 from models.ranker import Ranker
-from pipeline import store
+from pipeline import item_statistics, served_items, store
 from pipeline.adaptation import Adaptation, Types
 from pipeline.batching import LostRecords
 from pipeline.flood_gate import DeadLetterFlood
@@ -117,10 +118,10 @@ STATE = """SELECT user_id, last_offset, num_events, num_applied, support_items, 
     adapter_events, adapter_use, top_items, top_scores, recent_ids, recent_seen, num_seen
     FROM innerloop.user_state ORDER BY user_id"""
 STREAM_TABLES = ("user_state", "stream_position", "prequential", "dead_letters", "item_statistics", "activations",
-                 "event_ids", "seen_items", "popular_items")  # fmt: skip
+                 "event_ids", "seen_items", "popular_items", "pair_snapshots", "pair_log")  # fmt: skip
 LAW = "SELECT next_offset, applied, dead_lettered, duplicates, dropped, skipped FROM innerloop.stream_position"
 RECORD = """SELECT "offset", user_id, item_id, num_events, rank_adapted, rank_start, rank_popular
-    FROM innerloop.prequential_events ORDER BY 1"""
+    FROM innerloop.prequential_events ORDER BY 1, partition"""
 LOSSES = 'SELECT loss_adapted, loss_start FROM innerloop.prequential_events ORDER BY "offset"'
 
 
@@ -193,17 +194,79 @@ def test_a_replayed_log_changes_no_row(url: str, database: Database) -> None:
 
 def test_workers_restarted_amid_an_epoch_write_the_rows_of_one_that_was_not(url: str, database: Database) -> None:
     # an item that came first in this epoch is pending: the counts that are stored know nothing of it yet
-    records = log(2600)
+    records = log(3500)
     straight = make_loop(url)
     assign(straight)
     feed(straight, records, sizes(1, 700))
     expected = [query(database.owner_url, statement) for statement in (STATE, RECORD)]
+    pairs = straight.adaptation.statistics[0].pairs
+    assert pairs is not None
+    assert pairs.epochs == 3, "pairs must have moved"
     forget_all(database)
     for first in range(0, len(records), 500):
         restarted = make_loop(url)
         assign(restarted)
         feed(restarted, records[first : first + 500], sizes(3, 130))
     assert [query(database.owner_url, statement) for statement in (STATE, RECORD)] == expected
+    again = restarted.adaptation.statistics[0].pairs
+    assert again is not None
+    assert torch.equal(again.table.counts, pairs.table.counts)
+
+
+def shared_out(records: Sequence[Record], num_partitions: int) -> list[list[Record]]:
+    """The log by partition: each user's records in one of them, in their order, numbered from 0."""
+    rows: list[list[Record]] = [[] for _ in range(num_partitions)]
+    for one in records:
+        partition = crc32(one.key or b"") % num_partitions
+        rows[partition].append(record(one.value, len(rows[partition]), partition=partition, key=one.key))
+    return rows
+
+
+def feed_partitions(loop: Loop, rows: Sequence[list[Record]], partitions: Sequence[int], sizes: Iterator[int]) -> None:
+    """Bring stretches of several partitions into one batch each, in turn."""
+    at = dict.fromkeys(partitions, 0)
+    while any(at[one] < len(rows[one]) for one in partitions):
+        now = {one: rows[one][at[one] : at[one] + next(sizes)] for one in partitions}
+        loop.advance([chunk(found) for found in now.values() if found])
+        at = {one: at[one] + len(now[one]) for one in partitions}
+
+
+def test_four_partitions_in_one_worker_write_the_rows_of_four_partitions_in_two(
+    url: str, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # short epochs, and batches that hold several of them of every partition
+    for module in (item_statistics, served_items):
+        monkeypatch.setattr(module, "EPOCH", 128)
+    rows = shared_out(log(2400, num_users=40), 4)
+    assert min(map(len, rows)) > 300
+    alone = make_loop(url)
+    assign(alone, 4)
+    feed_partitions(alone, rows, range(4), sizes(1, 400))
+    expected = [query(database.owner_url, statement) for statement in (STATE, RECORD)]
+    forget_all(database)
+    for mine, seed in (((0, 2), 2), ((1, 3), 3)):
+        one_of_two = make_loop(url)
+        one_of_two.take_over({("interactions", partition): (0, 10**6) for partition in mine})
+        feed_partitions(one_of_two, rows, mine, sizes(seed, 60))
+    assert [query(database.owner_url, statement) for statement in (STATE, RECORD)] == expected
+
+
+def test_a_snapshot_takes_away_the_log_that_it_contains(
+    url: str, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(item_statistics, "SNAPSHOT_EPOCHS", 2)
+    loop = make_loop(url)
+    assign(loop)
+    feed(loop, log(2600), sizes(1, 300))
+    assert query(database.owner_url, "SELECT epoch_offset FROM innerloop.pair_snapshots") == [(2048,)]
+    ((first,),) = query(database.owner_url, "SELECT min(first_offset) FROM innerloop.pair_log")
+    assert first >= 2048
+    resumed = make_loop(url)
+    assign(resumed)
+    held, again = loop.adaptation.statistics[0].pairs, resumed.adaptation.statistics[0].pairs
+    assert held is not None
+    assert again is not None
+    assert torch.equal(held.table.others, again.table.others)
 
 
 def test_a_worker_whose_partition_was_moved_by_another_writes_nothing(url: str, database: Database) -> None:

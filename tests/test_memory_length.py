@@ -15,7 +15,8 @@ from models.replay import replay_side_by_side, replay_start
 from pipeline.synthetic import Plan
 from tests.factories import meta_parameters, synthetic_interactions
 
-STEADY = Plan(users=100, items=60, choices=3500, activity=0.0, arrivals=0.8, sharpness=4.0)
+# 50 validation users; with half as many their choice is chance
+STEADY = Plan(users=200, items=60, choices=7000, activity=0.0, arrivals=0.8, sharpness=4.0)
 
 
 def chosen_decays(interactions: Interactions, embeddings: torch.Tensor, ids: tuple[str, ...]) -> list[float]:

@@ -13,6 +13,7 @@ import torch
 from models.encoder import HashedBagOfWords
 from models.meta_parameters import MetaParameters
 from models.ranker import Ranker
+from pipeline import item_statistics, served_items
 from pipeline.catalogue import ListedItem
 from pipeline.offline_worker import MakeRanker, OfflineWorker, Recorder, TooManyUsers
 from pipeline.outcome import Outcome
@@ -93,10 +94,15 @@ def test_a_user_of_several_partitions_worlds_lives_in_one() -> None:
     assert set(dead) == {"BAD_JSON"}, "no user turns up in a foreign partition"
 
 
-@pytest.mark.parametrize("size", [1, 40])
-def test_the_noted_ranks_are_those_of_the_record_made_before_learning(size: int) -> None:
-    events = new_items_only()
-    noting = worker(make_ranker=Recorder)
+@pytest.mark.parametrize(("size", "partitions"), [(1, 1), (40, 1), (150, 4)])
+def test_the_noted_ranks_are_those_of_the_record_made_before_learning(
+    size: int, partitions: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # batches in which every partition enters other epochs
+    for module in (item_statistics, served_items):
+        monkeypatch.setattr(module, "EPOCH", 8)
+    noting = worker(make_ranker=Recorder, num_partitions=partitions)
+    events = sorted(new_items_only(), key=lambda one: noting.partition_of(one.user_id))
     ranker = noting.ranker
     assert isinstance(ranker, Recorder)
     rows = noting.catalogue.row_of[[noting.catalogue.number_of[one.item_id] for one in events]]

@@ -240,18 +240,19 @@ def test_als_factors_of_items_that_are_taken_together_point_the_same_way() -> No
 
 def test_served_parts_with_all_dimensions_are_the_exact_matrices() -> None:
     interactions = clustered(100)
-    matrices = centred(part_matrices(interactions))
+    parts = centred(part_matrices(interactions))
+    matrices = parts.matrices
     history = History.of(interactions.users)
     sampled = (history.position > 0).nonzero()[:, 0]
     support = earlier(history, interactions.items, sampled, 10)
     shape = (len(sampled), len(matrices))
     served = factor(
-        matrices, support, torch.ones(len(sampled), 10, 4), torch.ones(shape), num_dims=NUM_ITEMS, num_neighbours=4
+        parts, support, torch.ones(len(sampled), 10, 4), torch.ones(shape), num_dims=NUM_ITEMS, num_neighbours=4
     )
     for part, matrix in enumerate(matrices):
         torch.testing.assert_close(served.item_in[:, part] @ served.item_out.T, matrix, atol=1e-4, rtol=1e-3)
     few = factor(
-        matrices, support, torch.ones(len(sampled), 10, 4), torch.ones(shape), num_dims=8, num_neighbours=NUM_ITEMS
+        parts, support, torch.ones(len(sampled), 10, 4), torch.ones(shape), num_dims=8, num_neighbours=NUM_ITEMS
     )
     row, slot = 5, 0
     item = int(few.neighbour_items[row, slot])

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from models.item_fitting import Matrix, part_matrices
+from models.item_fitting import Matrix, part_matrices, similarity_scale
 from models.recipe import DEFAULT, Recipe
 from pipeline.backtest_search import SearchUnavailable
 from pipeline.cli import app
@@ -73,8 +73,8 @@ def test_a_recipe_that_is_not_there_or_means_nothing_is_refused(home: Path) -> N
 def test_a_recipe_reaches_the_tables() -> None:
     events = interactions(SEQUENCES)
     usual = part_matrices(events)
-    changed = part_matrices(events, Recipe(cosine_shrink=1.0, next20_shrink=1.0, next5_shrink=1.0, ease_ridge=10.0))
+    changed = part_matrices(events, Recipe(cosine_shrink=1.0, next20_shrink=1.0, next8_shrink=1.0, ease_ridge=10.0))
     assert all(not torch.equal(one, other) for one, other in zip(usual, changed, strict=True))
     gram = Matrix.of(events).gram()
-    expected = gram[0, 1] / (torch.sqrt(gram[0, 0] * gram[1, 1]) + 1.0)
+    expected = gram[0, 1] / (similarity_scale(gram[0, 0], gram[1, 1]) + 1.0)
     assert changed[0][0, 1] == pytest.approx(float(expected))

@@ -15,6 +15,7 @@ from models.ranker import Ranker
 from pipeline import loop, store
 from pipeline.adaptation import Adaptation
 from pipeline.loop import Loop
+from pipeline.served_items import ServedItems
 from pipeline.store import Store
 from tests.benchmarks.measuring import table
 from tests.benchmarks.scene import NUM_ITEMS, NUM_USERS, Options, batches, make_loop, one_thread, parameters
@@ -24,7 +25,7 @@ PARTS: tuple[tuple[str, Any, str], ...] = (
     ("slots, reading users", Loop, "_admit"),
     ("fates (duplicates)", Adaptation, "_settle_fates"),
     ("support sets, what was known", Adaptation, "_remember"),
-    ("item statistics, priors", Adaptation, "_read_priors"),
+    ("item statistics, priors, pairs", ServedItems, "read"),
     ("inner loop: tensors in and out", Adaptation, "_learn"),
     ("inner loop: Ranker.step", Ranker, "step"),
     ("lists: tensors in and out", Adaptation, "_list"),

@@ -28,7 +28,7 @@ from models.meta_parameters import MetaParameters
 from models.popularity import NUM_BUCKETS, bucket_of
 from models.ranker import Ranker, Step, TaskBatch, exclusions
 from models.top_items import best_rows
-from pipeline.adaptation import CHUNK_SIZES
+from pipeline.task_batches import CHUNK_SIZES
 from tests.benchmarks.measuring import medians, table
 from tests.benchmarks.scene import NUM_ITEMS, SUPPORT_SIZE, TOP_N, Options, catalogue, one_thread, parameters
 
@@ -207,7 +207,8 @@ def in_chunks(
 
 
 def _mapped(tasks: TaskBatch, change: Callable[[Tensor], Tensor]) -> TaskBatch:
-    return TaskBatch(**{name: change(column) for name, column in vars(tasks).items()})
+    columns: dict[str, Any] = {name: change(column) for name, column in vars(tasks).items() if column is not None}
+    return TaskBatch(**columns)
 
 
 def tables_of(values: MetaParameters, items: ItemTables) -> tuple[Tensor, Tensor]:

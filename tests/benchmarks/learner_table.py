@@ -17,7 +17,7 @@ import torch
 
 from models.figures import interval, set_ndcg, user_means
 from models.learner_tuning import Method
-from models.ranker import Ranker, TaskBatch
+from models.ranker import Ranker
 from tests.benchmarks import stream_replay
 from tests.benchmarks.inner_step import CHUNK, tasks_of
 from tests.benchmarks.measuring import medians, table
@@ -44,7 +44,7 @@ def serving_rates(methods: list[Method], *, num_users: int, repeats: int) -> lis
     def rank_all(ranker: Ranker) -> None:
         for first in range(0, num_users, CHUNK):
             rows = slice(first, first + CHUNK)
-            ranker.rank(TaskBatch(**{name: column[rows] for name, column in vars(tasks).items()}), priors, TOP_N)
+            ranker.rank(tasks.taken(rows), priors, TOP_N)
 
     ways: dict[str, Callable[[], object]] = {}
     for method in methods:

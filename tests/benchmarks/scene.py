@@ -7,7 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import psycopg2
 import torch
@@ -32,7 +32,7 @@ from pipeline.topics import topic_configs
 from schemas.database import connect_engine, migrate
 from schemas.events import parse_interaction
 from tests.benchmarks.keys import NUM_PARTITIONS, TOPIC, item_ids, partition_of
-from tests.factories import NOW_MS, Record, meta_parameters
+from tests.factories import NOW_MS, Record, Sizes, meta_parameters
 
 ENCODER = HashedBagOfWords(64)
 NUM_ITEMS, NUM_USERS, SUPPORT_SIZE, TOP_N = 1682, 100_000, 60, 50
@@ -40,35 +40,22 @@ NUM_ITEMS, NUM_USERS, SUPPORT_SIZE, TOP_N = 1682, 100_000, 60, 50
 
 def parameters(num_items: int = NUM_ITEMS, *, seed: int = 0) -> MetaParameters:
     """Random, in the shapes and about the magnitudes that meta-training gives, inner step on."""
-    n, d, p, f, m = num_items, NUM_DIMS, len(PARTS), NUM_FACTORS, NUM_NEIGHBOURS
-    draw = torch.Generator().manual_seed(seed)
-
-    def normal(*shape: int) -> torch.Tensor:
-        return torch.randn(*shape, generator=draw)
-
-    return meta_parameters(
-        item_ids(n),
-        text_dim=ENCODER.size,
-        encoder=ENCODER.name,
-        parts=PARTS,
+    sizes = Sizes(NUM_DIMS, NUM_FACTORS, NUM_NEIGHBOURS)
+    drawn = meta_parameters(
+        item_ids(num_items), text_dim=ENCODER.size, seed=seed, sizes=sizes, encoder=ENCODER.name, parts=PARTS
+    )
+    return replace(
+        drawn,
         support_size=SUPPORT_SIZE,
-        item_out=normal(n, d) / d**0.5,
-        item_in=normal(n, p, d),
-        item_spread=normal(n, p).abs() * 0.1,
-        neighbour_items=torch.randint(0, n, (n, m), generator=draw),
-        neighbour_values=normal(n, m, p) * 0.1,
-        item_factors=normal(n, f) / f**0.5,
-        item_events=torch.full((n,), 50.0),
-        residual_mean=normal(f) * 0.01,
-        metric=torch.linspace(1.0, 0.1, f) / f,
-        precision=torch.full((f,), 3.0),
-        adapter_initial=torch.zeros(f),
-        step_rates=torch.zeros(0, f),
-        text_map=normal(ENCODER.size + 1, d + p * d + f) * 0.1,
+        item_out=drawn.item_out / NUM_DIMS**0.5,
+        item_spread=drawn.item_spread * 0.1,
+        neighbour_values=drawn.neighbour_values * 0.1,
+        item_factors=drawn.item_factors / NUM_FACTORS**0.5,
+        residual_mean=drawn.item_factors[0] * 0.01,
+        metric=drawn.metric / NUM_FACTORS,
         part_decays=torch.tensor([0.99, 0.9, 0.7, 0.99]),
-        part_weights=torch.tensor([[1.0] + [0.5] * p]).repeat(NUM_BUCKETS, 1),
+        part_weights=torch.tensor([[1.0] + [0.5] * len(PARTS)]).repeat(NUM_BUCKETS, 1),
         calibration=torch.tensor([[1.5, -7.0]]).repeat(NUM_BUCKETS, 1),
-        counts=normal(NUM_BUCKETS, n).abs() * 10,
     )
 
 

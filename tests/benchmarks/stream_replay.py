@@ -2,7 +2,7 @@
 
     python -m tests.benchmarks.stream_replay --phase tune --out replay.npz [--frozen]
 
-Consecutive events go to the ranker 64 at a time, several of one user in one call (`previous`); popularity moves at
+Consecutive events go to the ranker 64 at a time, several of one user in one call (`previous`); the item side moves at
 every 1,024th event, or not at all with --frozen. Every look at `test` is written into LOG.md.
 """
 
@@ -16,14 +16,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models import popularity
 from models.encoder import resolve_encoder
-from models.episodes import History, Interactions, following
+from models.episodes import Interactions, following
 from models.figures import interval, query_ranks, set_ndcg, user_means
-from models.item_tables import assemble_items, initial_counts
+from models.item_tables import assemble_items
 from models.meta_parameters import MetaParameters
 from models.ranker import Ranker, TaskBatch
-from models.replay import EPOCH, QUERY, tasks_before
+from models.replay import EPOCH, QUERY, ItemSide
 from pipeline.embeddings import cached_embeddings
 from tests.benchmarks.stream import Stream, load_stream, train
 
@@ -40,20 +39,20 @@ class Replay:
         index = torch.tensor([trained.get(film.item_id, -1) for film in films])
         embeddings = cached_embeddings(resolve_encoder("auto"), [film.text for film in films], home / "cache")
         self.ranker = Ranker(parameters, assemble_items(parameters, embeddings, index))
-        self.counts = initial_counts(parameters, index)
         rows = np.concatenate([stream.fit, stream.events])
         items = torch.tensor([row_of[str(item)] for item in stream.data.items[rows].tolist()])
         users = torch.from_numpy(np.unique(stream.data.users[rows], return_inverse=True)[1])
         times = torch.from_numpy(stream.data.seconds[rows] * 1000)
         self.events = Interactions(users, items, times, torch.ones(len(rows)), len(films))
-        self.history = History.of(users)
+        self.side = ItemSide(self.ranker, self.events)
+        self.history = self.side.history
         self.state = torch.zeros(int(users.max()) + 1, self.ranker.state_size)
         self.state_events = torch.zeros(len(self.state), dtype=torch.int64)
         self.track = torch.zeros(len(self.state), self.ranker.track_size)
 
-    def apply(self, events: Tensor, priors: Tensor) -> tuple[Tensor, Tensor]:
+    def apply(self, events: Tensor) -> tuple[Tensor, Tensor]:
         """Rank the next ten items of consecutive events, adapted and start [U, 10], then learn the events."""
-        tasks = tasks_before(self.ranker, self.events, self.history, events)
+        tasks, priors = self.side.tasks_before(events), self.side.priors
         users = self.events.users[events]
         previous = _previous(users)
         tasks.state, tasks.state_events, tasks.track = self.state[users], self.state_events[users], self.track[users]
@@ -86,15 +85,11 @@ def _previous(users: Tensor) -> Tensor:
 def run(stream: Stream, parameters: MetaParameters, home: Path, *, frozen: bool) -> tuple[Tensor, Tensor]:
     """Ranks [N, 10] of the next ten items, adapted and start, 0 where there are fewer."""
     replay, first = Replay(stream, parameters, home), len(stream.fit)
-    total = first + len(stream.events)
-    buckets = popularity.bucket_of(replay.history.position)
     ranks = []
-    for begin in range(first, total, EPOCH):
-        epoch = torch.arange(begin, min(begin + EPOCH, total))
-        priors = popularity.priors(replay.counts)
-        ranks += [replay.apply(chunk, priors) for chunk in torch.split(epoch, CHUNK)]
+    for epoch in torch.split(torch.arange(first, first + len(stream.events)), EPOCH):
+        ranks += [replay.apply(chunk) for chunk in torch.split(epoch, CHUNK)]
         if not frozen:
-            replay.counts = popularity.advance(replay.counts, buckets[epoch], replay.events.items[epoch])
+            replay.side.advance(epoch)
     adapted, start = zip(*ranks, strict=True)
     return torch.cat(adapted), torch.cat(start)
 
@@ -106,7 +101,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--home", type=Path, default=Path.home() / ".innerloop")
     parser.add_argument("--out", type=Path)
-    parser.add_argument("--frozen", action="store_true", help="popularity as it was at the cut")
+    parser.add_argument("--frozen", action="store_true", help="the item side as it was at the cut")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     stream = load_stream(arguments.home, arguments.phase)
@@ -117,9 +112,10 @@ def main() -> None:
     print(f"meta-training {trained - began:.1f} s, replay {time.perf_counter() - trained:.1f} s")
     unseen = torch.from_numpy(stream.unseen)
     users = torch.from_numpy(stream.data.users[stream.events].astype(np.int64))[unseen]
-    both = [user_means(set_ndcg(ranks[unseen]), users) for ranks in (adapted, start)]
-    for name, values in (("adapted", both[0]), ("start", both[1]), ("adapted - start", both[0] - both[1])):
-        print(f"{name}: set nDCG@10 of unseen users {interval(values).as_list()}")
+    for name, slots in (("set", QUERY), ("next item", 1)):
+        both = [user_means(set_ndcg(ranks[unseen, :slots]), users) for ranks in (adapted, start)]
+        for what, values in (("adapted", both[0]), ("start", both[1]), ("adapted - start", both[0] - both[1])):
+            print(f"{name} nDCG@10 of unseen users, {what}: {interval(values).as_list()}")
     if arguments.out:
         absent = torch.where(adapted > 0, adapted, -1.0).numpy().astype(np.float32)
         number = np.unique(stream.data.users, return_inverse=True)[1][stream.events].astype(np.int32)
