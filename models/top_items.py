@@ -6,32 +6,30 @@ import torch
 from torch import Tensor
 
 _SIGN = 0x7FFFFFFF
+_FOLD = 4  # scores in one stretch
+_SHORT = 10  # rows of fewer than so many times k scores are not folded; measured
 
 
-def highest(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k highest scores of every row [U, k], best first, and their columns; of equal ones, any.
+def highest(scores: Tensor, k: int, *, ordered: bool = True) -> tuple[Tensor, Tensor]:
+    """The k highest scores of every row [U, k] and their columns, of equal ones any; best first, if `ordered`.
 
-    Long rows are folded: the k highest scores lie in the k stretches whose maxima are highest, which are few.
+    Long rows are folded: the k highest scores lie in the k stretches whose maxima are highest, and these maxima are
+    found in the same way.
     """
-    fold = _fold(scores.shape[1], k)
-    if fold == 1:
-        values, columns = scores.topk(k, dim=1)
+    num = scores.shape[1]
+    if num < _SHORT * k:
+        values, columns = scores.topk(k, dim=1, sorted=ordered)
         return values, columns
-    stride = scores.shape[1] // fold
-    folded = scores[:, : fold * stride].view(-1, fold, stride)
-    stretches = folded.amax(1).topk(k, dim=1, sorted=False).indices
-    steps = torch.arange(0, fold * stride, stride, device=scores.device)
+    stride = num // _FOLD
+    maxima = scores[:, : _FOLD * stride].view(-1, _FOLD, stride).amax(1)
+    stretches = highest(maxima, k, ordered=False)[1]
+    steps = torch.arange(0, _FOLD * stride, stride, device=scores.device)
     candidates = (stretches[:, None] + steps[:, None]).flatten(1)
-    if fold * stride < scores.shape[1]:
-        rest = torch.arange(fold * stride, scores.shape[1], device=scores.device)
+    if _FOLD * stride < num:
+        rest = torch.arange(_FOLD * stride, num, device=scores.device)
         candidates = torch.cat([candidates, rest.expand(len(scores), -1)], 1)
-    values, place = scores.gather(1, candidates).topk(k, dim=1)
+    values, place = scores.gather(1, candidates).topk(k, dim=1, sorted=ordered)
     return values, candidates.gather(1, place)
-
-
-def _fold(num: int, k: int) -> int:
-    """Scores in one stretch: about sqrt(num / k), where the two selections are about equally long; 1 = do not fold."""
-    return next((fold for fold in (64, 32, 16, 8, 4) if fold * fold * k <= 2 * num), 1)
 
 
 def best_rows(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
