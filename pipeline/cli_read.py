@@ -72,7 +72,7 @@ def recommend(
 
 def status(
     worker: Annotated[
-        bool, typer.Option("--worker", help="Say whether the workers of this machine are alive.")
+        bool, typer.Option("--worker", help="Say whether the workers and trainers of this machine are alive.")
     ] = False,
     json: AsJson = False,
 ) -> None:
@@ -81,8 +81,8 @@ def status(
     The law, exact at any moment: next - first = applied + dead-lettered + duplicates + dropped + skipped. A broken
     law ends the command with exit code 1. Freshness is Kafka's timestamp to the scores' transaction, last minute.
 
-    With --worker nothing is asked but the pulse of the workers that run on this machine with this INNERLOOP_HOME:
-    exit code 1 when there is none, or one has got nothing done for 30 seconds. Made for health checks.
+    With --worker nothing is asked but the pulse of the workers and trainers that run on this machine with this
+    INNERLOOP_HOME: exit code 1 when there is none, or one has got nothing done for 30 seconds. For health checks.
 
     \b
     Examples:
@@ -121,7 +121,7 @@ def _pulse(home: Path, *, json: bool) -> None:
         rows = [(pulse.process_id, pulse.seconds, "HANGS" if pulse.stale else "alive") for pulse in found]
         print(columns(("process", "last beat, seconds ago", "state"), rows))
     else:
-        say(f"innerloop: no worker runs on this machine with INNERLOOP_HOME={home}")
+        say(f"innerloop: no worker and no trainer runs on this machine with INNERLOOP_HOME={home}")
     if not found or any(pulse.stale for pulse in found):
         raise typer.Exit(1)
 

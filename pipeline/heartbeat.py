@@ -1,4 +1,4 @@
-"""A worker's pulse: a file that it touches while its thread gets work done, for health checks on the same machine."""
+"""The pulse of a worker or trainer: a file that it touches while it gets work done, for health checks beside it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _FORGOTTEN_SECONDS = 86_400.0
 
 @dataclass(frozen=True, slots=True)
 class Pulse:
-    """A worker process of this machine, and how long ago it was last known to work."""
+    """A worker or trainer of this machine, and how long ago it was last known to work."""
 
     process_id: int
     seconds: float
@@ -51,7 +51,7 @@ class Heartbeat:
 
 
 def pulses(home: Path) -> list[Pulse]:
-    """The running workers of this machine and home."""
+    """The running workers and trainers of this machine and home."""
     now, files = time.time(), _folder(home).glob(f"{socket.gethostname()}-*")
     found = [Pulse(int(file.name.rpartition("-")[2]), max(0.0, now - file.stat().st_mtime)) for file in files]
     return sorted((pulse for pulse in found if _runs(pulse.process_id)), key=lambda pulse: pulse.process_id)

@@ -23,6 +23,7 @@ from sqlalchemy.exc import OperationalError
 from pipeline import arithmetic, meta_training, promotion, registry, requests, training_data, versions
 from pipeline.artefacts import Artefacts
 from pipeline.failpoints import arm, reach
+from pipeline.heartbeat import Heartbeat
 from pipeline.judgement import Verdict
 from pipeline.logs import quieten_logs
 from pipeline.meta_training import Learnt
@@ -76,7 +77,10 @@ def run(settings: Settings, *, once: bool = False) -> int:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, trainer.stop)
         print(json.dumps({"event": "ready", "trainer": trainer.name}), flush=True)
-        trainer.work(once=once)
+        try:
+            trainer.work(once=once)
+        finally:
+            trainer.end()
     engine.dispose()
     return FAILED if once and trainer.num_failed else OK
 
@@ -91,6 +95,7 @@ class Trainer:
         self._artefacts = Artefacts(settings.artefacts_place())
         self._on = Watched(engine, self._artefacts, settings.topic_interactions)
         self._bench = Bench(settings, engine, self._artefacts, self._tell)
+        self._heartbeat = Heartbeat(settings.home)
         self._stopped = threading.Event()
         self._lost = threading.Event()
         self._waits: dict[int, int] = {}  # challengers that were judged on too few events: on how many
@@ -99,10 +104,15 @@ class Trainer:
         """End at the next stage; the request in hand goes back."""
         self._stopped.set()
 
+    def end(self) -> None:
+        """Leave no pulse behind."""
+        self._heartbeat.end()
+
     def work(self, *, once: bool) -> None:
         """Take what there is to do, one after the other."""
         self._collect()
         while not self._stopped.is_set():
+            self._heartbeat.beat()
             try:
                 busy = self.turn()
             except _Stopped:
@@ -281,6 +291,7 @@ class Trainer:
 
         def renew() -> None:
             while not done.wait(requests.LEASE_SECONDS / 5):
+                self._heartbeat.beat()
                 try:
                     requests.renew(self._engine, request.request, self.name)
                 except LeaseLost:
@@ -302,6 +313,7 @@ class Trainer:
 
     def _check(self) -> None:
         """Between two steps: end when told to, leave what is no longer held."""
+        self._heartbeat.beat()
         if self._stopped.is_set():
             raise _Stopped
         if self._lost.is_set():

@@ -47,12 +47,33 @@ stack up --detach
 stack ps
 "$PYTHON" -m tests.compose.check
 
-echo "the images run as a normal user on a read-only root"
-test "$(stack exec -T worker id -u)" = 10001
-if stack exec -T worker touch /opt/innerloop/written 2>/dev/null; then
-    echo "the root of the worker's container can be written to" >&2
-    exit 1
-fi
+echo "who runs on is healthy, as a normal user on a read-only root"
+for service in worker monitor trainer; do
+    for _ in $(seq 60); do
+        health=$(docker inspect --format '{{.State.Health.Status}}' "$(stack ps --quiet $service)")
+        [ "$health" != starting ] && break
+        sleep 3
+    done
+    echo "$service is $health"
+    if [ "$health" != healthy ]; then
+        docker inspect --format '{{json .State.Health.Log}}' "$(stack ps --quiet $service)" >&2
+        exit 1
+    fi
+    test "$(stack exec -T $service id -u)" = 10001
+    if stack exec -T $service touch /opt/innerloop/written 2>/dev/null; then
+        echo "the root of the container of $service can be written to" >&2
+        exit 1
+    fi
+done
+
+echo "operators' commands answer in a container"
+stack exec -T worker innerloop status
+stack exec -T monitor innerloop drift status
+stack exec -T monitor innerloop drift explain
+stack exec -T trainer innerloop models list
+stack exec -T trainer innerloop models show 1
+stack exec -T worker innerloop dead-letters list
+stack exec -T worker innerloop config >/dev/null
 
 echo "who is told to stop drains and ends with 0"
 for service in worker monitor trainer; do
