@@ -23,6 +23,7 @@ from pipeline.batching import (
     APPLIED,
     CONFLICTING,
     DUPLICATE,
+    ERASED,
     FOREIGN,
     DeadLetter,
     MicroBatch,
@@ -150,7 +151,8 @@ class Adaptation:
 
     def apply(self, batch: MicroBatch) -> Outcome:
         """Decide every event's fate and adapt every user touched. All users must have slots, all items numbers."""
-        slots = self._settle_fates(batch, self.table.slots([event.user_id for event in batch.events]))
+        batch.users = [event.user_id for event in batch.events]
+        slots = self._settle_fates(batch, self.table.slots(batch.users))
         self._adopt(slots)
         events = self._events(batch, slots)
         segments = Segments(), Segments()
@@ -190,6 +192,9 @@ class Adaptation:
             if fate[index] == DUPLICATE:
                 advance.duplicates += 1
                 continue
+            if fate[index] == ERASED:
+                advance.dropped += 1
+                continue
             advance.dead_lettered += 1
             batch.dead_letters.append(self._rejected(batch, index, int(fate[index]), int(slots[index])))
         applied = fate == APPLIED
@@ -197,6 +202,9 @@ class Adaptation:
             by_partition[partition].applied += 1
         batch.keep(applied)
         kept: Ints = slots[applied]
+        if (fate == ERASED).any():  # nobody stays in memory whom no row tells of
+            unknown = slots[self.table.num_applied[slots] == 0]
+            self.table.forget(set(self.table.user_ids(np.setdiff1d(unknown, kept))))
         return kept
 
     def _rejected(self, batch: MicroBatch, index: int, fate: int, slot: int) -> DeadLetter:

@@ -22,7 +22,7 @@ from schemas.events import Interaction, Rejected
 E = TypeVar("E")
 Parse = Callable[[bytes | None, bytes | None, int], E | Rejected]
 
-APPLIED, DUPLICATE, CONFLICTING, FOREIGN = 0, 1, 2, 3  # fates of a well-formed event
+APPLIED, DUPLICATE, CONFLICTING, FOREIGN, ERASED = 0, 1, 2, 3, 4  # fates of a well-formed event
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,10 @@ class Advance:
 
 @dataclass(slots=True)
 class MicroBatch:
-    """The well-formed events of a micro-batch as columns [E], what was rejected, and how far each partition moves."""
+    """The well-formed events of a micro-batch as columns [E], what was rejected, and how far each partition moves.
+
+    `users` are those of all its events, also of events that are not applied.
+    """
 
     advances: list[Advance] = field(default_factory=list)
     dead_letters: list[DeadLetter] = field(default_factory=list)
@@ -65,6 +68,7 @@ class MicroBatch:
     partition: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
     offset: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
     record_ms: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
+    users: list[str] = field(default_factory=list)
 
     def keep(self, chosen: NDArray[np.bool_]) -> None:
         """Leave only these events."""
@@ -136,21 +140,30 @@ class LostRecords(Exception):
 
 
 def fates(batch: MicroBatch, slots: Ints, table: UserTable) -> Ints:
-    """APPLIED, DUPLICATE, CONFLICTING or FOREIGN for each event. [E]
+    """APPLIED, DUPLICATE, CONFLICTING, FOREIGN or ERASED for each event. [E]
 
     An event id is remembered for its user's last `id_horizon` applied events: the same id with the same body is a
     duplicate, with another body a conflict; neither is remembered again. A user lives in the partition of the first
-    event; one that turns up in another (a foreign partitioner) is FOREIGN there.
+    event; one that turns up in another (a foreign partitioner) is FOREIGN there. What happened, or was recorded, before
+    its user asked to be forgotten is ERASED, however late it comes.
 
     `slots` [E] are those of the events' users.
     """
     result = np.where(table.partition[slots] == batch.partition, APPLIED, FOREIGN).astype(np.int64)
     if not len(slots):
         return result
+    result[_erased(batch, table.erased_ms[slots])] = ERASED
     ids = np.fromiter((event.id_hash for event in batch.events), np.int64, len(slots))
     for index in np.flatnonzero(_users_with_suspects(slots, ids, table)).tolist():
         _settle(index, batch, slots, table, result)
     return result
+
+
+def _erased(batch: MicroBatch, erased_ms: Ints) -> Ints:
+    """Events from before their users' wishes, by their own time or by Kafka's; nearly always none."""
+    asked = np.flatnonzero(erased_ms > 0)
+    times = np.fromiter((batch.events[index].ts_ms for index in asked.tolist()), np.int64, len(asked))
+    return asked[np.minimum(times, batch.record_ms[asked]) <= erased_ms[asked]]
 
 
 def _users_with_suspects(slots: Ints, ids: Ints, table: UserTable) -> NDArray[np.bool_]:
@@ -176,7 +189,7 @@ def _settle(first: int, batch: MicroBatch, slots: Ints, table: UserTable, result
         zip(ids.tolist(), zip(range(num_applied - len(ids), num_applied), bodies.tolist(), strict=True), strict=True)
     )
     for index in np.flatnonzero(slots == slot).tolist():
-        if result[index] == FOREIGN:
+        if result[index] != APPLIED:
             continue
         event = batch.events[index]
         ordinal, body = known.get(event.id_hash, (-1, 0))

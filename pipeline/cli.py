@@ -17,6 +17,7 @@ from pipeline import (
     cli_dataset,
     cli_drift,
     cli_feed,
+    cli_forget,
     cli_models,
     cli_read,
     cli_run,
@@ -65,6 +66,7 @@ cli_feed.register(app)
 cli_dataset.register(app)
 cli_backtest.register(app)
 cli_read.register(app)
+cli_forget.register(app)
 cli_drift.register(app)
 cli_models.register(app)
 
@@ -109,6 +111,7 @@ def _away() -> tuple[type[Exception], ...]:
         "pipeline.registry:NoLiveVersion",
         "pipeline.versions:NotPossible",
         "pipeline.topics:BrokerUnavailable",
+        "pipeline.session:StoreUnavailable",
     )
 
 

@@ -99,7 +99,9 @@ def _replay_chunk(
     outbox_of: Callable[[str], Outbox],
 ) -> tuple[Replayed | None, tuple[str, int, int]]:
     place = tuple_(dead_letters.c.topic, dead_letters.c.partition, dead_letters.c.offset)
-    query = select(dead_letters).where(*selection.conditions(), dead_letters.c.replayed_at.is_(None), place > after)
+    # An empty hash: of a user who was forgotten, nothing is left to be sent.
+    waiting = dead_letters.c.replayed_at.is_(None), dead_letters.c.sha256 != ""
+    query = select(dead_letters).where(*selection.conditions(), *waiting, place > after)
     with engine.begin() as connection:
         # Locked, so that two operators do not replay the same letter.
         query = query.order_by(place).limit(size).with_for_update(skip_locked=True)

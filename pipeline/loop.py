@@ -22,6 +22,7 @@ from pipeline.batching import Advance, MicroBatch, Parse, Walk, micro_batch, wal
 from pipeline.catalogue_store import number_items, read_items, write_items
 from pipeline.chunks import Chunk
 from pipeline.flood_gate import FloodGate
+from pipeline.forgotten import UserErased
 from pipeline.loop_versions import Sources, Versions
 from pipeline.session import Fenced, StoreUnavailable
 from pipeline.store import Store
@@ -163,6 +164,7 @@ class Loop:
         if not force and time.monotonic() - self._followed_at < FOLLOW_SECONDS:
             return
         self._followed_at = time.monotonic()
+        self._patiently(lambda: self.store.forget_erased(self.adaptation.table))
         wanted = self._patiently(self.store.heads)
         if wanted.live is None:
             return
@@ -291,16 +293,18 @@ class Loop:
 
         """
         pause, longest = RETRY_SECONDS
-        said = False
+        failed = said = False
         while True:
             try:
-                if said and forgetting:
+                if failed and forgetting:
                     self._reread(forgetting)
                 return step()
+            except UserErased:
+                failed = True
             except StoreUnavailable as away:
                 if not said:
                     log.warning("the database is away, waiting", reason=str(away))
-                said = True
+                failed = said = True
                 self.alive()
                 time.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311 - jitter, not a secret
                 pause = min(longest, pause * 2)
@@ -308,6 +312,7 @@ class Loop:
                     raise
 
     def _reread(self, topic: str) -> None:
+        self.store.forget_erased(self.adaptation.table)
         held = list(self._held(topic))
         for partition, position in self.store.positions(topic, held).items():
             before = self.positions[topic, partition]

@@ -28,9 +28,9 @@ class Fenced(Exception):
 
 
 class Session:
-    """A connection, opened when needed and prepared by a statement; not shared between threads."""
+    """A connection, opened when needed and prepared by a statement, if any; not shared between threads."""
 
-    def __init__(self, engine: Engine, prepare: str) -> None:
+    def __init__(self, engine: Engine, prepare: str | None = None) -> None:
         self._engine, self._prepare = engine, prepare
         self._connection: Any = None
 
@@ -54,8 +54,9 @@ class Session:
 
     def _open(self) -> Any:
         connection = self._engine.raw_connection()
-        connection.cursor().execute(self._prepare)
-        connection.commit()
+        if self._prepare:
+            connection.cursor().execute(self._prepare)
+            connection.commit()
         return connection
 
     def close(self) -> None:

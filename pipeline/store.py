@@ -17,6 +17,7 @@ from sqlalchemy import Engine
 
 from pipeline.batching import Advance
 from pipeline.failpoints import reach
+from pipeline.forgotten import Forgotten
 from pipeline.item_statistics import ItemStatistics
 from pipeline.outcome import Lists, Outcome
 from pipeline.partition_rows import (
@@ -102,6 +103,7 @@ class Store:
     def __init__(self, engine: Engine, *, id_horizon: int, seen_horizon: int) -> None:
         self._session = Session(engine, prepare=INCOMING)
         self._horizons = id_horizon, seen_horizon
+        self._forgotten = Forgotten()
 
     def transaction(self) -> AbstractContextManager[psycopg2.extensions.cursor]:
         """One transaction, committed at the end of the block. Passing failures become StoreUnavailable."""
@@ -139,6 +141,12 @@ class Store:
         with self.transaction() as cursor:
             cursor.execute(RECORD_REFUSAL, (f"version {version}", reason))
 
+    def forget_erased(self, table: UserTable) -> None:
+        """Drop from memory who asked to be forgotten since the last call; to be called once before users are loaded."""
+        with self.transaction() as cursor:
+            hashes = self._forgotten.take_up(cursor)
+        table.forget(self._forgotten.among(table.users(), hashes))
+
     def load_users(self, table: UserTable, user_ids: Sequence[str], partitions: Mapping[str, int]) -> None:
         """Give users slots: with their rows' state, or empty in the partition of their first event."""
         with self.transaction() as cursor:
@@ -152,6 +160,8 @@ class Store:
                 slots = table.admit(stored, [row[1] for row in rows])
                 table.restore(slots, rows)
                 self._load_segments(cursor, table, stored, slots)
+            times = self._forgotten.times(cursor, user_ids)
+            table.erased_ms[table.slots(list(times))] = list(times.values())
 
     def load_statistics(self, topic: str, partitions: Iterable[int], half_life: float) -> dict[int, ItemStatistics]:
         """Item statistics of those partitions that have some."""
@@ -161,13 +171,15 @@ class Store:
     def write(self, outcome: Outcome, table: UserTable) -> None:
         """Commit everything that a micro-batch changes.
 
-        Raises Fenced when a position is not where the batch starts; nothing is written then.
+        Raises Fenced when a position is not where the batch starts, UserErased when one of its users was forgotten
+        meanwhile; nothing is written then.
         """
         topic = outcome.batch.advances[0].topic
         reach("before_transaction")
         with self.transaction() as cursor:
             _copy_in(cursor, outcome, table)
             move_positions(cursor, outcome.batch.advances)
+            self._forgotten.refuse(cursor, outcome.batch.users)
             write_dead_letters(cursor, outcome.batch.dead_letters)
             if len(outcome.slots):
                 cursor.execute(MERGE_USERS)

@@ -82,6 +82,7 @@ class UserTable:
         self.track = np.zeros((capacity, 0), np.float32)  # what adapters have earned lately
         self.adapter_use = np.zeros(capacity, np.int64)  # what the last list was made with
         self.meta_version = np.zeros(capacity, np.int32)
+        self.erased_ms = np.zeros(capacity, np.int64)  # Kafka's time of the wish to be forgotten; 0: none
         self.recent_ids = np.zeros((capacity, TAIL), np.int64)
         self.recent_bodies = np.zeros((capacity, TAIL), np.int32)
         self.recent_seen = np.zeros((capacity, TAIL), np.int32)  # +item_no had, -item_no dismissed
@@ -140,6 +141,15 @@ class UserTable:
         self.partition[slots] = partitions
         self._touched[slots] = self._tick
         return slots
+
+    def users(self) -> list[str]:
+        """Everybody who has a slot."""
+        return list(self._slot_of)
+
+    def forget(self, user_ids: Iterable[str]) -> None:
+        """Forget these users."""
+        for user_id in user_ids:
+            self._release(self._slot_of[user_id])
 
     def forget_partition(self, partition: int) -> None:
         """Forget every user of a partition: somebody else may have written them."""

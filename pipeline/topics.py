@@ -113,18 +113,26 @@ def beginning_offsets(broker: str, topic: str) -> dict[int, int]:
 
 
 def read_topic(
-    broker: str, topic: str, *, since_ms: int | None = None, progress: Callable[[int], None] | None = None
+    broker: str,
+    topic: str,
+    *,
+    since_ms: int | None = None,
+    starts: Mapping[int, int] | None = None,
+    progress: Callable[[int], None] | None = None,
 ) -> Iterator[Record]:
     """Yield every record between the beginning and the end found at the start, in order within a partition.
 
     With `since_ms` those before the first of that Kafka time are passed over, by the broker's index of times. Records
-    written meanwhile are left out, so that reading a busy topic ends. `progress` gets the records read so far.
+    written meanwhile are left out, so that reading a busy topic ends. `starts` are offsets to begin at, by partition,
+    in place of the beginning. `progress` gets the records read so far.
     """
     ends = end_offsets(broker, topic)
     with _consuming(broker, topic) as (consumer, partitions):
         consumer.seek_to_beginning(*partitions)
         if since_ms is not None:
             _seek_to_time(consumer, partitions, since_ms, ends)
+        for partition, offset in (starts or {}).items():
+            consumer.seek(TopicPartition(topic, partition), offset)
         open_partitions = {tp for tp in partitions if consumer.position(tp) < ends[tp.partition]}
         num_read = 0
         while open_partitions:

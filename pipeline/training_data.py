@@ -134,12 +134,13 @@ def window_of_topic(
 ) -> list[Recorded]:
     """Read the topic from a Kafka time on, by the worker's decoder, in the order of Kafka's times.
 
-    What users did before they asked to be forgotten (`erased`: Kafka time by user) is left out.
+    What users did before they asked to be forgotten (`erased`: Kafka time by user) is left out, as workers drop it.
     """
     found = []
     for record in read_topic(broker, topic, since_ms=since_ms, progress=progress):
         event = parse_interaction(record.key, record.value, record.timestamp_ms, mapping=mapping)
-        gone = isinstance(event, Interaction) and record.timestamp_ms <= erased.get(event.user_id, -1)
+        asked_ms = erased.get(event.user_id, -1) if isinstance(event, Interaction) else -1
+        gone = isinstance(event, Interaction) and min(record.timestamp_ms, event.ts_ms) <= asked_ms
         if record.timestamp_ms >= since_ms and not gone:
             found.append(Recorded(record.timestamp_ms, event))
     return sorted(found, key=lambda recorded: recorded.timestamp_ms)

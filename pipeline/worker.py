@@ -37,7 +37,8 @@ from pipeline.session import SESSION, Fenced, StoreUnavailable
 from pipeline.settings import Settings
 from pipeline.store import Store
 from pipeline.support import UserTable
-from pipeline.topics import BrokerUnavailable, check_topics
+from pipeline.topics import check_topics
+from pipeline.worker_erasures import AWAY, Granting
 from pipeline.worker_intake import Intake
 from schemas.database import check_role, check_schema, connect_engine
 from schemas.errors import ConfigurationError
@@ -90,6 +91,8 @@ class _Worker:
         self.loop.alive = self.heartbeat.beat
         await self._until_there(self._check_database)
         await self._until_there(self._check_broker)
+        self.granting = Granting(self.settings, self.engine, self.broker)
+        await self._until_there(self.granting.catch_up)
         await self._in_thread(self.loop.wait_for_version)
         if self.stopped.is_set():
             return OK
@@ -98,9 +101,8 @@ class _Worker:
     async def _consume(self) -> int:
         self.intake = Intake(self.loop, self.settings, self.broker, in_thread=self._in_thread, fail=self._fail)
         self.app = self.intake.app
-        tasks = [
-            asyncio.create_task(task) for task in (self.intake.pump(), self._follow(), self._report(), self._watch())
-        ]
+        steps = (self.intake.pump(), self._follow(), self._report(), self._watch(), self.granting.run())
+        tasks = [asyncio.create_task(step) for step in steps]
         for task in tasks:
             task.add_done_callback(self._ended)
         await self.app.start()
@@ -192,7 +194,7 @@ class _Worker:
         while not self.stopped.is_set():
             try:
                 return await self._in_thread(check)
-            except (BrokerUnavailable, OSError, OperationalError) as away:
+            except (*AWAY, OSError, OperationalError) as away:
                 if not said:
                     log.warning("waiting", reason=str(away).split("\n")[0])
                 said = True
@@ -206,7 +208,7 @@ class _Worker:
         check_role(self.engine, "writer")
 
     def _check_broker(self) -> None:
-        names = [self.settings.topic_interactions, self.settings.topic_items]
+        names = [self.settings.topic_interactions, self.settings.topic_items, self.settings.topic_erasures]
         check_topics(self.broker, names, self.settings.partitions)
 
 

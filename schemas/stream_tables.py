@@ -28,6 +28,7 @@ from schemas.columns import (
     INT8S,
     TEXTS,
     array,
+    clock,
     metadata,
     of_partition,
     required,
@@ -204,4 +205,20 @@ popular_items = Table(
     required("scores", FLOAT8S),
     required("meta_version", Integer),
     stamp("updated_at"),
+)
+
+erasure_key = Table(
+    "erasure_key",
+    metadata,
+    Column("number", Integer, primary_key=True, server_default=text("1"), autoincrement=False),
+    required("key", LargeBinary),
+)
+
+erased_users = Table(
+    "erased_users",
+    metadata,
+    Column("user_hash", LargeBinary, primary_key=True),
+    Column("erasure", BigInteger, unique=True, nullable=False),
+    required("erased_ms", BigInteger),
+    clock("erased_at"),
 )

@@ -104,7 +104,7 @@ def test_events_one_by_one_give_the_lists_of_the_judged_file(
     registry.register(engine, Artefacts(home / "artefacts"), parameters, metrics={}, provenance={})
     engine.dispose()
     store_catalogue(database, stream)
-    ensure_topics(broker.address, {"interactions": {}, "items": {}}, 1)
+    ensure_topics(broker.address, {"interactions": {}, "items": {}, "erasures": {}}, 1)
     offline = StreamWorker(stream, parameters, home, encoder="hashed")
     events = list(stream.data.events(stream.events[:num_events]))
     with worker(broker.address, database, home):
