@@ -1,4 +1,4 @@
--- Revision 0007: users who asked to be forgotten.
+-- Revision 0008: users who asked to be forgotten.
 
 -- What stays of them is a hash, under a key that no reader sees: it tells their late events, and tells nobody a name.
 CREATE TABLE innerloop.erasure_key (
