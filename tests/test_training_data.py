@@ -112,7 +112,8 @@ def test_a_window_holds_the_records_of_its_time_without_what_erased_users_did_be
     for number, user in enumerate(["u1", "u2"]):
         send("interactions", user, event(10 + number, user_id=user, v=1))
     send("erasures", "u1", json.dumps({"v": 1, "user_id": "u1", "requested_at": START_MS}))
-    send("interactions", "u1", event(20, user_id="u1", v=1))
+    send("interactions", "u1", event(20, user_id="u1", v=1, ts=time.time_ns() // 1_000_000))
+    send("interactions", "u1", event(21, user_id="u1", v=1))  # late: it happened before
     erased = training_data.erasures_of_topic(broker.address, "erasures")
     assert list(erased) == ["u1"]
 
