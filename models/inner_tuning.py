@@ -12,7 +12,7 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from models.figures import Interval, interval, query_ranks, set_ndcg, user_means
+from models.figures import Interval, interval, judged_by_halves, query_ranks, set_ndcg, user_means
 from models.inner_loop import InnerStep
 from models.replay import Replay, honest_residuals, prediction_moments, states_before
 
@@ -110,14 +110,7 @@ def inner_step(metric: Tensor, precision: float, tau: float, discount: float) ->
 
 def _choose(gains: Tensor, settings: list[tuple[float, float, float]], seed: int) -> Tuned:
     """Choose by the mean over users of gains [G, U]; judge by two-fold cross-validation over users."""
-    generator = torch.Generator().manual_seed(seed)
-    half = torch.randperm(gains.shape[1], generator=generator) % 2 == 0
-    judged = torch.where(half, gains[_best(gains[:, ~half])], gains[_best(gains[:, half])])
-    gain = interval(judged, seed=seed)
+    judged, chosen = judged_by_halves(gains, seed)
     error = float(judged.std()) / max(len(judged), 1) ** 0.5
-    return Tuned(*settings[_best(gains)], gain=gain, pays=gain.mean > error)
-
-
-def _best(gains: Tensor) -> int:
-    """The setting whose mean gain, less its standard error, is largest: steady small steps before lucky large ones."""
-    return int((gains.mean(1) - gains.std(1) / gains.shape[1] ** 0.5).argmax())
+    gain = interval(judged, seed=seed)
+    return Tuned(*settings[chosen], gain=gain, pays=gain.mean > error)

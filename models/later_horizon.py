@@ -82,7 +82,8 @@ def for_later_events(
     rows[1:ASKED_BUCKET] = weights
     counts = parameters.counts.clone()
     counts[: ASKED_BUCKET + 2] = _asked_counts(interactions)  # a prior looks at the next bucket as well
-    return replace(parameters, part_weights=rows, part_decays=decays, counts=counts)
+    none = parameters.memory_decays[:0]
+    return replace(parameters, part_weights=rows, part_decays=decays, memory_decays=none, counts=counts)
 
 
 def _folds(interactions: Interactions, seed: int) -> Iterator[_Examples]:

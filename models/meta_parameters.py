@@ -43,6 +43,9 @@ class MetaParameters:
         trust_radius: largest change by the inner step, in standard deviations of the start's logits.
         gate_discount: what remains of an adapter's gain over its start per event, see `models.gate`.
         gate_credit: nats an adapter may lately have lost and still be served.
+        memory_discount: what remains per event of what a memory has earned, see `models.memories`.
+        memory_rate: how fast a memory that earns comes to count, per nat.
+        memory_caution: nats that another than the first memory has to have earned to count as much.
         shrinkage: c in n / (n + c), the trust in learnt item vectors against those read from the text.
         half_life: events of a partition after which a position-popularity count has halved.
         item_out: [n, D] out-vectors shared by all parts.
@@ -63,7 +66,8 @@ class MetaParameters:
         adapter_initial: [A] parameters of the adapter at which every user begins.
         step_rates: [K, A] rates of the learner's K gradient steps; K = 0 for what is solved in one step.
         text_map: [T + 1, D + P * D + F] ridge map from text embedding (and 1) to the item's vectors.
-        part_decays: [P] weight kept per event of age.
+        part_decays: [P] weight kept per event of age: the first memory.
+        memory_decays: [M - 1, P] those of further memories, see `models.memories`; none where they did not win.
         part_weights: [B, 1 + P] weight of position popularity, then of each part, by bucket of K.
         repeat_profile: [A, C] what it is worth to have had an item, see `models.repeats`; zeros where nobody repeats.
         calibration: [B, 2] positive scale and offset from score to logit, by bucket of K.
@@ -87,6 +91,9 @@ class MetaParameters:
     trust_radius: float
     gate_discount: float
     gate_credit: float
+    memory_discount: float
+    memory_rate: float
+    memory_caution: float
     shrinkage: float
     half_life: float
     item_out: Tensor
@@ -108,6 +115,7 @@ class MetaParameters:
     step_rates: Tensor
     text_map: Tensor
     part_decays: Tensor
+    memory_decays: Tensor
     part_weights: Tensor
     repeat_profile: Tensor
     calibration: Tensor
@@ -182,6 +190,7 @@ class MetaParameters:
             "step_rates": (self.step_rates.shape[0], a),
             "text_map": (self.text_map.shape[0], d + p * d + f),
             "part_decays": (p,),
+            "memory_decays": (self.memory_decays.shape[0], p),
             "part_weights": (NUM_BUCKETS, 1 + p),
             "repeat_profile": repeats.SHAPE,
             "calibration": (NUM_BUCKETS, 2),

@@ -18,6 +18,7 @@ from models.gate import Gate
 from models.item_fitting import PARTS
 from models.learner_tuning import Method
 from models.learners import HONEST
+from models.memories import Memories
 from models.meta_parameters import MetaParameters
 from models.part_weights import INITIAL_WEIGHTS
 from models.recipe import DEFAULT, Recipe
@@ -101,7 +102,7 @@ def _neutral(window: Window, *, recommend_seen: bool) -> Choices:
         calibration=torch.tensor([[1.5, -7.0]]).repeat(popularity.NUM_BUCKETS, 1),
         moments=popularity_moments(window.interactions),
         recommend_seen=recommend_seen,
-        decays=window.recipe.decays,
+        memories=Memories.single(window.recipe.decays),
         repeat_profile=repeat_fitting.OFF.profile,
     )
 
@@ -122,7 +123,7 @@ def _warmed(neutral: Choices, beginning: MetaParameters | None) -> Choices:
     return replace(
         neutral,
         weights=beginning.part_weights,
-        decays=beginning.part_decays,
+        memories=Memories.of(beginning),
         pairs_online=beginning.pairs_online,
         repeat_profile=beginning.repeat_profile,
         gate=Gate(beginning.gate_discount, beginning.gate_credit),

@@ -25,6 +25,7 @@ from models.inner_loop import InnerStep
 from models.inner_losses import CrossEntropy, HonestQuadratic, InnerLoss
 from models.item_tables import ItemTables
 from models.learners import HONEST, InnerSteps
+from models.memories import TAU, Memories
 from models.meta_parameters import MetaParameters
 from models.neighbours import Neighbours
 from models.popularity import bucket_of
@@ -47,7 +48,8 @@ class TaskBatch:
         num_events: [U] int64 K, positives so far (may exceed S).
         state: [U, F] float32 inner state.
         state_events: [U] int64 residuals in the state.
-        track: [U, 1] float32 what the adapter has earned lately, see `models.gate`.
+        track: [U, M] float32 what the adapter has earned lately, see `models.gate`, then what each memory but the first
+            has, see `models.memories`; M = 1 where there is one memory.
         excluded: [U, N] float32 what is added to the logits: -inf for items not to be listed, else 0.
         prior_rows: [U] int64 row of the priors.
         neighbours: the pairs as they are now; None for those that the version brought.
@@ -149,7 +151,8 @@ class Ranker:
         self.items = items
         self.parameters = parameters
         self.state_size: int = parameters.item_factors.shape[1]
-        self.track_size = 1
+        self._memories = Memories.of(parameters)
+        self.track_size = len(self._memories)
         self._weights = parameters.part_weights.to(device)
         self._calibration = parameters.calibration.to(device)
         num_items, dims = items.num_items, parameters.item_out.shape[1]
@@ -159,8 +162,7 @@ class Ranker:
         profile = parameters.repeat_profile
         self._repeats = profile.to(device) if bool(profile.any()) else None
         self._parts = torch.arange(len(parameters.parts), device=device)
-        ages = torch.arange(parameters.support_size - 1, -1, -1, dtype=torch.float32)
-        self._decays = (parameters.part_decays[:, None] ** ages).to(device)
+        self._gains = self._memories.gains(parameters.support_size).to(device)
         self._steps = InnerSteps(
             adapter_named(parameters.adapter, self.state_size),
             parameters.adapter_initial.to(device),
@@ -228,7 +230,8 @@ class Ranker:
         With `candidates` [U, C], losses and residuals are taken over these; ranks are those in the catalogue always.
         """
         known, rows = targets >= 0, targets.clamp(min=0)
-        support = self._support(tasks)
+        recalled = self._recalled(tasks, priors, targets, previous, candidates)
+        support = self._support(tasks, recalled[0])
         start = self._plain(support, tasks, priors)
         own = start.gather(1, rows[:, None])
         self._finish(start, support, tasks)
@@ -243,12 +246,14 @@ class Ranker:
         adapted = self._adapted(start, self._inner_deviation(tasks, priors, state, events))
         place = rows if candidates is None else torch.full_like(rows, prediction.shape[1] - 1)
         losses = _loss(self._prediction(adapted, rows, candidates), place, known), _loss(prediction, place, known)
-        track, track_after = chains.carry(self._gate.discount, tasks.track, (losses[1] - losses[0])[:, None])
-        kept = self._kept(state_after, chains.counts_after(events), track_after)
+        track, track_after = chains.carry(self._gate.discount, tasks.track[:, :1], (losses[1] - losses[0])[:, None])
+        state_after, events, track_after = self._kept(state_after, chains.counts_after(events), track_after)
         is_open = self._gate.is_open(track[:, 0])
         ranks = _rank(adapted, rows) * known, _rank(start, rows) * known
         return Step(
-            *kept,
+            state_after,
+            events,
+            torch.cat([track_after, recalled[1]], 1),
             loss_adapted=torch.where(is_open, *losses),
             loss_start=losses[1],
             rank_adapted=torch.where(is_open, *ranks),
@@ -271,17 +276,58 @@ class Ranker:
         """
         found = [priors.index_select(0, tasks.prior_rows)]
         for weights in torch.eye(1 + len(self._parts), device=priors.device)[1:]:
-            support = self._support(tasks, weights.expand(len(tasks.support), -1))
+            support = self._memory(tasks, self._gains[0], weights.expand(len(tasks.support), -1))
             scores = self._with_neighbours(self._plain(support, tasks, priors), support, tasks)
             found.append(scores[:, : self.items.num_items])
         return torch.stack(found, 1)
 
-    def _support(self, tasks: TaskBatch, weights: Tensor | None = None) -> _Support:
-        """Weigh every part's vector of the support set by the bucket of K and one over its deviation."""
+    def memory_gains(
+        self, tasks: TaskBatch, priors: Tensor, targets: Tensor, candidates: Candidates | None = None
+    ) -> Tensor:
+        """Loss at targets [U] of the first memory's start less that of each other one [U, M - 1], bonus lists aside."""
+        known, rows = targets >= 0, targets.clamp(min=0)
+        place, losses = rows if candidates is None else torch.full_like(rows, candidates.columns.shape[1]), []
+        for gains in self._gains:
+            start = self._plain(self._memory(tasks, gains), tasks, priors)
+            own = start.gather(1, rows[:, None])
+            start[:, : self.items.num_items] += tasks.excluded
+            prediction = self._prediction(_contest(start, rows, own), rows, candidates, TAU)
+            losses.append(_loss(prediction, place, known))
+        return torch.stack([losses[0] - loss for loss in losses[1:]], 1)
+
+    def _recalled(
+        self,
+        tasks: TaskBatch,
+        priors: Tensor,
+        targets: Tensor,
+        previous: Tensor | None,
+        candidates: Candidates | None,
+    ) -> tuple[Tensor, Tensor]:
+        """Tracks of the memories before and after each event [U, M - 1]."""
+        track = tasks.track[:, 1:]
+        if len(self._memories) == 1:
+            return track, track
+        earned = self.memory_gains(tasks, priors, targets, candidates)
+        return Chains(previous, targets >= 0).carry(self._memories.discount, track, earned)
+
+    def _support(self, tasks: TaskBatch, track: Tensor | None = None) -> _Support:
+        """Mix what the memories make of the support set, by their tracks [U, M - 1] (those of the tasks if None)."""
+        first, *others = (self._memory(tasks, gains) for gains in self._gains)
+        if not others:
+            return first
+        weights = self._memories.weights(tasks.track[:, 1:] if track is None else track).unbind(1)
+        vector, shares = first.vector * weights[0][:, None], first.shares * weights[0][:, None, None]
+        for other, weight in zip(others, weights[1:], strict=True):
+            vector.addcmul_(other.vector, weight[:, None])
+            shares.addcmul_(other.shares, weight[:, None, None])
+        return first._replace(vector=vector, shares=shares)
+
+    def _memory(self, tasks: TaskBatch, left: Tensor, weights: Tensor | None = None) -> _Support:
+        """Weigh every part's vector of the support set by the bucket of K and one over its deviation; left [P, S]."""
         present = tasks.support >= 0
         rows = torch.where(present, tasks.support, self.items.num_items)
         entries = (rows * len(self._parts))[:, None] + self._parts[:, None]
-        gains = torch.where(present, tasks.weights, 0.0)[:, None] * self._decays[:, -rows.shape[1] :]
+        gains = torch.where(present, tasks.weights, 0.0)[:, None] * left[:, -rows.shape[1] :]
         vectors = _weighted(self.items.item_in, entries, gains)
         spread = self.items.spread.take(entries).mul_(gains).mul_(gains).sum(2)
         deviation = vectors.square().sum(2).add_(spread).sqrt_()
@@ -333,11 +379,14 @@ class Ranker:
         self._finish(plain, support, tasks)
         return plain
 
-    def _prediction(self, logits: Tensor, rows: Tensor, candidates: Candidates | None) -> Tensor:
+    def _prediction(
+        self, logits: Tensor, rows: Tensor, candidates: Candidates | None, tau: float | None = None
+    ) -> Tensor:
         """Chance of every item [U, W], or of the candidates and last the items in rows [U, C + 1]."""
+        tau = self._inner.tau if tau is None else tau
         if candidates is None:
-            return torch.softmax(self._inner.tau * logits, 1)
-        scaled = self._inner.tau * logits.gather(1, torch.cat([candidates.columns, rows[:, None]], 1))
+            return torch.softmax(tau * logits, 1)
+        scaled = tau * logits.gather(1, torch.cat([candidates.columns, rows[:, None]], 1))
         return predict(scaled[:, :-1], scaled[:, -1:], candidates, rows)
 
     def _expected(self, prediction: Tensor, rows: Tensor, candidates: Candidates | None) -> Tensor:

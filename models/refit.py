@@ -15,6 +15,7 @@ from models import inner_tuning
 from models.episodes import Interactions
 from models.gate import Gate
 from models.item_tables import assemble_items
+from models.memories import Memories
 from models.meta_parameters import MetaParameters
 from models.ranker import LOSS_LIMIT, Ranker
 from models.replay import Replay, replay_start
@@ -72,7 +73,7 @@ def _refitted(parameters: MetaParameters, window: Window) -> MetaParameters:
         calibration=parameters.calibration,
         moments=popularity_moments(window.interactions),
         recommend_seen=parameters.recommend_seen,
-        decays=parameters.part_decays,
+        memories=Memories.of(parameters),
         repeat_profile=parameters.repeat_profile,
         gate=Gate(parameters.gate_discount, parameters.gate_credit),
     )

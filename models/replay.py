@@ -7,7 +7,7 @@ scan; popularity moves at every `EPOCH`th event, as in a worker. Letters: E even
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -121,20 +121,44 @@ def replay_side_by_side(
     progress: Callable[[int, int], None],
 ) -> list[Replay]:
     """The same for rankers over the same tables, which weigh supports differently: all else is prepared once."""
-    events = list[Tensor]()
-    starts = [list[Tensor]() for _ in rankers]
-    for now, side in epochs(rankers[0], interactions, first):
-        for chunk in torch.split(now[chosen[now]], _CHUNK):
-            if len(chunk):
-                tasks = side.tasks_before(chunk)
-                for start, ranker in zip(starts, rankers, strict=True):
-                    start.append(ranker.start(tasks, side.priors))
-                events.append(chunk)
-        progress(int(now[-1]) + 1 - first, len(interactions) - first)
+    tracks = [_tracks(ranker, interactions, first, chosen) for ranker in rankers]
+    starts, events = [list[Tensor]() for _ in rankers], list[Tensor]()
+    for chunk, tasks, priors in _asked(rankers[0], interactions, first, chosen):
+        begin = sum(map(len, events))
+        for start, ranker, track in zip(starts, rankers, tracks, strict=True):
+            start.append(ranker.start(replace(tasks, track=track[begin : begin + len(chunk)]), priors))
+        events.append(chunk)
+        progress(int(chunk[-1]) + 1 - first, len(interactions) - first)
+    progress(len(interactions) - first, len(interactions) - first)
     at, history = torch.cat(events), History.of(interactions.users)
     query = following(history, interactions.items, at, QUERY)
     columns = interactions.items[at], query, interactions.users[at], history.position[at], at
     return [Replay(torch.cat(start), *columns) for start in starts]
+
+
+def _asked(
+    ranker: Ranker, interactions: Interactions, first: int, chosen: Tensor
+) -> Iterator[tuple[Tensor, TaskBatch, Tensor]]:
+    """Event numbers of the mask from `first` on, some at a time, with the tasks before them and the priors [B, N]."""
+    for now, side in epochs(ranker, interactions, first):
+        for chunk in torch.split(now[chosen[now]], _CHUNK):
+            if len(chunk):
+                yield chunk, side.tasks_before(chunk), side.priors
+
+
+def _tracks(ranker: Ranker, interactions: Interactions, first: int, chosen: Tensor) -> Tensor:
+    """`TaskBatch.track` before each of these events [E, M] as far as memories go, from these events alone."""
+    events = chosen.nonzero()[:, 0]
+    events = events[events >= first]
+    track = torch.zeros(len(events), ranker.track_size)
+    if ranker.track_size > 1:
+        earned = [
+            ranker.memory_gains(tasks, priors, interactions.items[chunk])
+            for chunk, tasks, priors in _asked(ranker, interactions, first, chosen)
+        ]
+        discount = ranker.parameters.memory_discount
+        track[:, 1:] = states_before(interactions.users[events], torch.cat(earned), discount)[0]
+    return track
 
 
 def epochs(

@@ -18,6 +18,7 @@ from models.gate import Gate
 from models.item_fitting import COUNTED, PARTS, Matrix, als_factors, part_matrices, similarity_scale
 from models.learner_tuning import Learnt, Method
 from models.learners import InnerSteps
+from models.memories import Memories
 from models.meta_parameters import MetaParameters
 from models.recipe import DEFAULT, Recipe
 from models.replay import Moments
@@ -47,7 +48,7 @@ class Window:
 
 @dataclass(frozen=True)
 class Choices:
-    """What validation decides: part weights [B, 1 + P], decays [P], inner step, calibration [B, 2], moments by item.
+    """What validation decides: part weights [B, 1 + P], memories, inner step, calibration [B, 2], moments by item.
 
     `learnt` is a fitted learner; without one the inner step is the honest one.
     """
@@ -58,7 +59,7 @@ class Choices:
     calibration: Tensor
     moments: Moments
     recommend_seen: bool
-    decays: Tensor
+    memories: Memories
     repeat_profile: Tensor
     pairs_online: bool = False
     learnt: Learnt | None = None
@@ -68,7 +69,7 @@ def fit(window: Window, choices: Choices) -> MetaParameters:
     """Fit all tables."""
     interactions = window.interactions
     history = History.of(interactions.users)
-    recipe, decays = window.recipe, choices.decays
+    recipe, decays = window.recipe, choices.memories.decays[0]
     sampled = _sample(history, window.seed)
     served = factor(
         centred(part_matrices(interactions, recipe)),
@@ -119,7 +120,7 @@ def fit(window: Window, choices: Choices) -> MetaParameters:
         residual_mean=choices.moments.item_bias @ factors,
         metric=metric,
         text_map=text_ridge(window.text_embeddings, vectors, events),
-        part_decays=decays,
+        **choices.memories.fields(),
         part_weights=choices.weights,
         repeat_profile=choices.repeat_profile,
         calibration=choices.calibration,

@@ -14,13 +14,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from models import gate_tuning, inner_tuning, repeat_fitting
+from models import gate_tuning, inner_tuning, memory_tuning, repeat_fitting
 from models.calibration import calibrate
 from models.episodes import History, Interactions, earlier
-from models.figures import interval, query_ranks, set_ndcg, surest, user_means
+from models.figures import interval, query_ranks, set_ndcg, user_means
 from models.item_tables import assemble_items
 from models.learner_tuning import Learnt, Method, fit_learner
 from models.learners import HONEST
+from models.memories import Memories
 from models.meta_parameters import MetaParameters
 from models.part_weights import Weighed, weigh
 from models.ranker import Ranker
@@ -62,7 +63,7 @@ class Later:
 
 def validate(later: Later, neutral: Choices, method: Method) -> tuple[Choices, dict[str, Any]]:
     """Choose everything that validation decides, and report on it; the rest stays as in `neutral`."""
-    fitted, weighed = _start(later, neutral)
+    fitted, weighed, mixed = _start(later, neutral)
     ranker = later.ranker(fitted)
     replay, again = later.replay(ranker), repeat_fitting.OFF
     if neutral.recommend_seen:
@@ -74,7 +75,7 @@ def validate(later: Later, neutral: Choices, method: Method) -> tuple[Choices, d
     choices = replace(
         neutral,
         weights=ranker.parameters.part_weights,
-        decays=ranker.parameters.part_decays,
+        memories=Memories.of(ranker.parameters),
         repeat_profile=again.profile,
         pairs_online=weighed.pairs_online,
         tuned=adapted.tuned,
@@ -87,6 +88,7 @@ def validate(later: Later, neutral: Choices, method: Method) -> tuple[Choices, d
     start = {
         "validation_events": len(replay.targets),
         "start_set_ndcg": interval(figures, seed=later.window.seed).as_list(),
+        "gain_of_memories": mixed.gain.as_list(),
         "gain_of_repeats": again.gain.as_list(),
         "gain_of_online_pairs": weighed.gain_of_pairs.as_list(),
         "pairs_online": "on" if weighed.pairs_online else "off: they do not pay on validation users",
@@ -99,7 +101,7 @@ def _told(choices: Choices, judged: gate_tuning.Judged, method: Method) -> dict[
     """Report what was chosen."""
     tuned = choices.tuned
     return {
-        "part_decays": [round(decay, 3) for decay in choices.decays.tolist()],
+        **_told_of(choices.memories),
         "gain_of_inner_step": tuned.gain.as_list(),
         **method._asdict(),
         "inner_step": "on" if tuned.pays else "off: it does not pay on validation users",
@@ -108,6 +110,16 @@ def _told(choices: Choices, judged: gate_tuning.Judged, method: Method) -> dict[
         "gated_share": judged.gated_share,
         "gain_of_gate": judged.gain.as_list(),
         "part_weights": [[round(w, 3) for w in row] for row in choices.weights.tolist()],
+    }
+
+
+def _told_of(memories: Memories) -> dict[str, Any]:
+    decays = [[round(decay, 3) for decay in row] for row in memories.decays.tolist()]
+    settings = {"discount": memories.discount, "rate": memories.rate, "caution": memories.caution}
+    off = "one: a mixture does not win on validation users"
+    return {
+        "part_decays": decays[0],
+        "memories": {"other_decays": decays[1:], **settings} if len(memories) > 1 else off,
     }
 
 
@@ -129,17 +141,16 @@ def limited(interactions: Interactions, mask: Tensor, seed: int, most_logits: in
     return mask & torch.isin(interactions.users, kept if len(kept) else users[order[:1]])
 
 
-def _start(later: Later, neutral: Choices) -> tuple[MetaParameters, Weighed]:
+def _start(later: Later, neutral: Choices) -> tuple[MetaParameters, Weighed, memory_tuning.Mixed]:
     """Fit the tables on the earlier part, and choose how parts are weighed and how fast they are forgotten."""
     later.tell("fit tables on the earlier part", 0, 1)
     fitted = fit(later.window.before(later.cut), neutral)
     later.tell("fit tables on the earlier part", 1, 1)
     weighed = _weighed(later, fitted)
-    decays = _memory(later, weighed.applied_to(fitted))
-    if not torch.equal(decays, fitted.part_decays):
-        fitted = replace(fitted, part_decays=decays)
-        weighed = _weighed(later, fitted)
-    return weighed.applied_to(fitted), weighed
+    mixed = _memories(later, weighed.applied_to(fitted))
+    if not torch.equal(mixed.memories.decays[0], fitted.part_decays):
+        weighed = _weighed(later, replace(fitted, part_decays=mixed.memories.decays[0]))
+    return weighed.applied_to(replace(fitted, **mixed.memories.fields())), weighed, mixed
 
 
 def _weighed(later: Later, fitted: MetaParameters) -> Weighed:
@@ -149,20 +160,25 @@ def _weighed(later: Later, fitted: MetaParameters) -> Weighed:
     return weighed
 
 
-def _memory(later: Later, parameters: MetaParameters) -> Tensor:
-    """How long the start remembers: the decays [P] that are surest to rank better than those of the parameters.
+def _memories(later: Later, parameters: MetaParameters) -> memory_tuning.Mixed:
+    """How long the start remembers. One replay serves all lengths: they read the same tables, supports and priors.
 
-    One replay serves all of them: they read the same tables, supports and priors.
+    How long is best alone is decided by users who were not fitted. Whether to mix is decided by everybody's later
+    events: long histories, in which tastes have had the time to change, are those of users who came early.
     """
     window = later.window
-    unseen = limited(window.interactions, later.unseen, window.seed, MAX_LOGITS // 3)
     choices = [parameters.part_decays, *(window.recipe.decays**power for power in MEMORIES)]
-    items = later.ranker(parameters).items
-    rankers = [Ranker(replace(parameters, part_decays=decays), items) for decays in choices]
-    progress = partial(later.tell, "choose the length of memory")
-    replays = replay_side_by_side(rankers, window.interactions, later.cut, unseen, progress)
-    figures = [user_means(set_ndcg(query_ranks(one.start, one.query)), one.users) for one in replays]
-    return choices[surest(torch.stack(figures))]
+    items, none = later.ranker(parameters).items, parameters.memory_decays[:0]
+    rankers = [Ranker(replace(parameters, part_decays=decays, memory_decays=none), items) for decays in choices]
+
+    def replays(mask: Tensor, most_logits: int, stage: str) -> list[Replay]:
+        mask = limited(window.interactions, mask, window.seed, most_logits)
+        return replay_side_by_side(rankers, window.interactions, later.cut, mask, partial(later.tell, stage))
+
+    best = memory_tuning.surest_alone(replays(later.unseen, MAX_LOGITS // 3, "choose the length of memory"))
+    everybody = torch.arange(len(window.interactions)) >= later.cut
+    asked = replays(everybody, MAX_LOGITS // 2, "mix memories")
+    return memory_tuning.mix(asked, choices, best=best, seed=window.seed)
 
 
 def _repeats(later: Later, ranker: Ranker) -> repeat_fitting.Repeats:

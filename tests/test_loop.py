@@ -142,6 +142,7 @@ def sizes(seed: int, largest: int) -> Iterator[int]:
     [
         (5000, "honest vector honest"),
         (10, "honest vector honest"),
+        (10, "honest vector memories"),
         (5000, "meta-sgd lora honest"),
         (5000, "maml vector events"),
     ],
@@ -151,7 +152,13 @@ def test_the_same_log_gives_the_same_rows_however_it_is_cut(
 ) -> None:
     monkeypatch.setattr(Ranker, "sampling", Sampling(from_items, 12))
     learner, adapter, residuals = method.split()
-    if learner != "honest":
+    if residuals == "memories":
+        mixed: dict[str, Any] = {
+            "memory_decays": torch.full((2, 4), 0.5) * torch.tensor([[1.0], [1.5]]),
+            "memory_rate": 4.0,
+        }
+        monkeypatch.setattr(sys.modules[__name__], "PARAMETERS", replace(PARAMETERS, **mixed))
+    elif learner != "honest":
         fields: dict[str, Any] = {**learnt_fields(learner, adapter), "residuals": residuals}
         monkeypatch.setattr(sys.modules[__name__], "PARAMETERS", replace(PARAMETERS, **fields))
     records = log(2600)

@@ -111,12 +111,26 @@ def main() -> None:
     scene = make_scene(chosen.users, chosen.seed)
     window = scene.events.select(torch.arange(scene.first))
     parameters, found = meta_train(window, scene.embeddings, item_ids=scene.ids, encoder="hashed", seed=chosen.seed)
-    print({name: found[name] for name in ("part_decays", "inner_step", "inner_settings", "gate", "start_set_ndcg")})
+    print(
+        {
+            name: found[name]
+            for name in (
+                "part_decays",
+                "memories",
+                "gain_of_memories",
+                "inner_step",
+                "inner_settings",
+                "gate",
+                "start_set_ndcg",
+            )
+        }
+    )
     report("as meta-trained", scene, parameters)
     for decay in chosen.decay:
         for discount in chosen.discount or [parameters.discount]:
             decays = torch.full_like(parameters.part_decays, decay)
-            single = replace(parameters, part_decays=decays, discount=discount, use_inner_step=True)
+            none = parameters.memory_decays[:0]
+            single = replace(parameters, part_decays=decays, memory_decays=none, discount=discount, use_inner_step=True)
             report(f"one memory, decay {decay}, discount {discount}", scene, single)
 
 
