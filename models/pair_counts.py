@@ -92,8 +92,8 @@ def learn(table: PairTable, before: Tensor, items: Tensor, stakes: Stakes) -> Te
     changed: Tensor = torch.unique(found.rows)
     newest = scale_of(table, changed[:, None], table.others[changed].clamp(min=0))
     table.scale[changed] = torch.where(table.others[changed] >= 0, newest, 0.0)
-    held = table.others[found.rows] == found.others[:, None]
-    place = held.to(torch.uint8).argmax(1)
+    held = table.others.int().index_select(0, found.rows) == found.others.int()[:, None]
+    place = held.view(torch.uint8).argmax(1)
     known = held.gather(1, place[:, None])[:, 0]
     table.counts[found.rows[known], place[known]] += found.counts[known]
     _enter(table, Found(*(column[~known] for column in found)), stakes)
@@ -148,19 +148,21 @@ def _enter(table: PairTable, new: Found, stakes: Stakes) -> None:
     """Let a row's strongest new pairs take the places of its weakest ones, in place."""
     scale = scale_of(table, new.rows, new.others)
     strength = _strength(new.counts, scale, stakes)
-    order = torch.argsort(strength, descending=True, stable=True)
-    order = order[torch.argsort(new.rows[order], stable=True)]
-    rows, strength = new.rows[order], strength[order]
-    place = torch.arange(len(rows)) - torch.searchsorted(rows, rows)  # among the row's new pairs, strongest first
-    fits = place < table.others.shape[1]
-    order, rows, strength, place = order[fits], rows[fits], strength[fits], place[fits]
-    touched, number = torch.unique(rows, return_inverse=True)
+    touched, number = torch.unique_consecutive(new.rows, return_inverse=True)
     held = _strength(table.counts[touched], table.scale[touched], stakes)
     held = held.masked_fill(table.others[touched] < 0, -torch.inf)
-    weakest = torch.argsort(held, dim=1, stable=True)
+    hopeful = (strength > held.amin(1)[number]).nonzero()[:, 0]  # few, once a row is full: sorting is what costs
+    order = hopeful[torch.argsort(strength[hopeful], descending=True, stable=True)]
+    order = order[torch.argsort(new.rows[order], stable=True)]
+    rows = new.rows[order]
+    place = torch.arange(len(rows)) - torch.searchsorted(rows, rows)  # among the row's new pairs, strongest first
+    order, place = order[place < held.shape[1]], place[place < held.shape[1]]
+    contested, number = torch.unique_consecutive(number[order], return_inverse=True)
+    weakest = torch.argsort(held[contested], dim=1, stable=True)
     slot = weakest[number, place]
-    wins = strength > held[number, slot]
-    order, rows, slot = order[wins], rows[wins], slot[wins]
+    wins = strength[order] > held[contested[number], slot]
+    order, slot = order[wins], slot[wins]
+    rows = new.rows[order]
     table.others[rows, slot] = new.others[order]
     table.counts[rows, slot] = new.counts[order]
     table.scale[rows, slot] = scale[order]
