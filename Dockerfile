@@ -2,7 +2,7 @@
 FROM python:3.11-slim
 
 # TORCH_INDEX: a package index that offers CPU builds of torch makes the image some 4 GB smaller; without it
-# the default index's CUDA build is installed. EXTRAS: what pyproject.toml offers, without spaces.
+# the default index's CUDA build is installed. EXTRAS: what pyproject.toml offers, without spaces: minilm,s3,report.
 ARG TORCH_INDEX=""
 ARG EXTRAS="minilm"
 

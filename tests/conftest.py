@@ -1,5 +1,6 @@
 """What tests stand on: one PostgreSQL per session, a migrated database per test, and two kinds of broker."""
 
+import logging
 import pathlib
 import shutil
 import sys
@@ -134,3 +135,33 @@ def kafka() -> Iterator[ApacheKafka]:
             yield node
         finally:
             node.kill9()
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[str]:
+    """The address of a server that speaks S3's protocol and keeps everything in memory."""
+    from moto.server import ThreadedMotoServer
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    yield "http://{}:{}".format(*server.get_host_and_port())
+    server.stop()
+
+
+@pytest.fixture
+def bucket(s3: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A new bucket, which this process and those that it starts reach by the environment."""
+    import fsspec
+
+    environment = {
+        "ENDPOINT_URL": s3,
+        "ACCESS_KEY_ID": "test",
+        "SECRET_ACCESS_KEY": "test",
+        "DEFAULT_REGION": "us-east-1",
+    }
+    for name, value in environment.items():
+        monkeypatch.setenv(f"AWS_{name}", value)
+    name = f"bucket-{uuid.uuid4().hex[:12]}"
+    fsspec.filesystem("s3", skip_instance_cache=True).mkdir(name)
+    return name

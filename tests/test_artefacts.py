@@ -5,19 +5,24 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+import fsspec
 import pytest
 
 from pipeline import failpoints
-from pipeline.artefacts import ArtefactMissing, Artefacts
+from pipeline.artefacts import ArtefactMissing, Artefacts, ArtefactsUnavailable
 from schemas.errors import ConfigurationError
 
 PAYLOAD = b"some bytes that are no parameters"
 SHA256 = hashlib.sha256(PAYLOAD).hexdigest()
 
 
-@pytest.fixture(params=["folder", "object store"])
+@pytest.fixture(params=["folder", "object store", "s3"])
 def artefacts(request: pytest.FixtureRequest, tmp_path: Path) -> Artefacts:
-    return Artefacts(tmp_path / "deep" if request.param == "folder" else f"memory://{uuid.uuid4().hex}/deep")
+    if request.param == "folder":
+        return Artefacts(tmp_path / "deep")
+    if request.param == "s3":
+        return Artefacts(f"s3://{request.getfixturevalue('bucket')}/deep")
+    return Artefacts(f"memory://{uuid.uuid4().hex}/deep")
 
 
 @pytest.fixture(autouse=True)
@@ -72,3 +77,33 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_an_unknown_scheme_names_the_setting() -> None:
     with pytest.raises(ConfigurationError, match="INNERLOOP_ARTEFACTS=floppy://a"):
         Artefacts("floppy://a")
+
+
+def test_without_its_package_a_scheme_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(_: str) -> None:
+        raise ImportError("Install s3fs to access S3")
+
+    monkeypatch.setattr("pipeline.artefacts.fsspec.url_to_fs", missing)
+    with pytest.raises(ConfigurationError, match=r"s3://a/b needs .* pip install 'innerloop\[s3\]'"):
+        Artefacts("s3://a/b")
+
+
+def test_an_object_store_that_does_not_answer_or_refuses_says_what_to_check(
+    bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = Artefacts(f"s3://{bucket}/deep")
+    with pytest.raises(OSError, match=r"bucket|exist"):
+        Artefacts("s3://no-such-bucket").write(SHA256, PAYLOAD)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError("Access Denied")
+
+    monkeypatch.setattr(there._files, "cat_file", refuse)
+    with pytest.raises(ArtefactsUnavailable, match=r"Access Denied.*keys"):
+        there.read(SHA256)
+    monkeypatch.undo()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    fsspec.get_filesystem_class("s3").clear_instance_cache()
+    with pytest.raises(ArtefactsUnavailable, match=r"does not answer.*AWS_ENDPOINT_URL"):
+        Artefacts(f"s3://{bucket}/deep").read(SHA256)
