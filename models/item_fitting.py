@@ -76,9 +76,14 @@ def part_matrices(interactions: Interactions, recipe: Recipe = DEFAULT) -> list[
     return [*counted, weights]
 
 
+def similarity_factors(users: Tensor) -> tuple[Tensor, Tensor]:
+    """Factors of `similarity_scale`, of items as the one had and as the one scored."""
+    return torch.pow(users, ASYMMETRY), torch.pow(users, 1 - ASYMMETRY)
+
+
 def similarity_scale(had: Tensor, scored: Tensor) -> Tensor:
     """What co-occurrence is expected to grow with, from the users of the item had and of the item scored."""
-    return torch.pow(had, ASYMMETRY) * torch.pow(scored, 1 - ASYMMETRY)
+    return similarity_factors(had)[0] * similarity_factors(scored)[1]
 
 
 def als_factors(

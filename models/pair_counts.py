@@ -18,9 +18,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from models.item_fitting import COUNTED, HORIZONS, similarity_scale
+from models.item_fitting import COUNTED, HORIZONS, similarity_factors
 
 WINDOW = max(HORIZONS)  # newest positives that an item is paired with, online
+_GRID = 2**21  # cells of a grid that finds pairs: 4 MB
 _LEAST_SCALE = 1e-6  # 0 marks pairs that the version brought
 
 
@@ -89,34 +90,37 @@ def learn(table: PairTable, before: Tensor, items: Tensor, stakes: Stakes) -> Te
     first = (before != items[:, None]).all(1)  # repeats are no new user of the item
     table.users.index_add_(0, items[first], torch.ones(int(first.sum())))
     found = pairs(before, items, table.num_items)
-    changed: Tensor = torch.unique(found.rows)
-    newest = scale_of(table, changed[:, None], table.others[changed].clamp(min=0))
-    table.scale[changed] = torch.where(table.others[changed] >= 0, newest, 0.0)
-    held = table.others.int().index_select(0, found.rows) == found.others.int()[:, None]
-    place = held.view(torch.uint8).argmax(1)
-    known = held.gather(1, place[:, None])[:, 0]
-    table.counts[found.rows[known], place[known]] += found.counts[known]
-    _enter(table, Found(*(column[~known] for column in found)), stakes)
+    changed: Tensor
+    changed, place = torch.unique_consecutive(found.rows, return_inverse=True)
+    others = table.others[changed]
+    table.scale[changed] = torch.where(others >= 0, scale_of(table, changed[:, None], others.clamp(min=0)), 0.0)
+    slots = _slots(others, place, found.others, table.num_items)
+    known = slots >= 0
+    table.counts[found.rows[known], slots[known]] += found.counts[known]
+    _enter(table, changed, (place[~known], Found(*(column[~known] for column in found))), stakes)
     return changed
 
 
 def pairs(before: Tensor, items: Tensor, num_items: int) -> Found:
-    """What the events [E] count: both directions of the cosine, and who came after whom, by the parts' horizons.
+    """What the events [E] count, by row and then other item: both ways of the cosine, and by horizon who came after.
 
     The cosine counts users who had both: only an item that is new in its window, with each other one once.
     """
     age = torch.arange(before.shape[1], 0, -1)
-    present = (before >= 0) & (before != items[:, None])
-    event, slot = present.nonzero(as_tuple=True)
+    again = before == items[:, None]
+    event, slot = ((before >= 0) & ~again).nonzero(as_tuple=True)
     had, item = before[event, slot], items[event]
-    repeated = _repeated(before)[event, slot] | (before == items[:, None]).any(1)[event]
-    directed = [(age <= horizon)[slot].float() for horizon in HORIZONS[1:]]
-    once = (~repeated).float()
-    nothing = torch.zeros_like(once)
-    ahead = torch.stack([once, *directed], 1)
-    back = torch.stack([once, *(nothing for _ in directed)], 1)
-    keys, number = torch.unique(torch.cat([had * num_items + item, item * num_items + had]), return_inverse=True)
-    counts = torch.zeros(len(keys), COUNTED).index_add_(0, number, torch.cat([ahead, back]))
+    once = (~(_repeated(before)[event, slot] | again.any(1)[event])).long()
+    # a bit for each part behind the pair's number, so that one sort of whole numbers brings equal pairs together
+    ahead = once.clone()
+    for part, horizon in enumerate(HORIZONS[1:], 1):
+        ahead += (age <= horizon).long()[slot] << part
+    both_ways = once.nonzero()[:, 0]
+    back = (item * num_items + had)[both_ways]
+    packed = torch.cat([(had * num_items + item << COUNTED) + ahead, (back << COUNTED) + 1]).sort().values
+    keys, number = torch.unique_consecutive(packed >> COUNTED, return_inverse=True)
+    bits = (packed[:, None] >> torch.arange(COUNTED)) & 1
+    counts = torch.zeros(len(keys), COUNTED).index_add_(0, number, bits.float())
     return Found(keys // num_items, keys % num_items, counts)
 
 
@@ -134,33 +138,53 @@ def _repeated(before: Tensor) -> Tensor:
     return torch.zeros_like(again).scatter_(1, order, again)
 
 
+def _slots(others: Tensor, place: Tensor, wanted: Tensor, num_items: int) -> Tensor:
+    """Where rows of others [R, M] hold wanted items [F], -1 where they do not; place [F] names the rows, ascending."""
+    found = torch.empty_like(place)
+    step = max(1, _GRID // (num_items + 1))
+    for first in range(0, len(others), step):
+        rows = others[first : first + step]
+        # a column for every item and one for empty slots; looking up is a hundred times faster than comparing
+        grid = torch.full((len(rows), num_items + 1), -1, dtype=torch.int16)
+        numbers = torch.arange(rows.shape[1], dtype=torch.int16)
+        grid.scatter_(1, torch.where(rows >= 0, rows, num_items), numbers.expand_as(rows))
+        begin, end = torch.searchsorted(place, torch.tensor([first, first + step])).tolist()
+        found[begin:end] = grid[place[begin:end] - first, wanted[begin:end]].long()
+    return found
+
+
 def scale_of(table: PairTable, had: Tensor, scored: Tensor) -> Tensor:
-    """Give q of pairs of items, any shape."""
-    return similarity_scale(table.users[had], table.users[scored])
+    """Give q of pairs of items, any shapes that broadcast."""
+    one, other = similarity_factors(table.users)
+    return one[had] * other[scored]
 
 
 def _strength(counts: Tensor, scale: Tensor, stakes: Stakes) -> Tensor:
-    strength: Tensor = (counts / (scale[..., None] + stakes.pseudo_events)) @ stakes.worth
-    return strength
+    """What a pair is worth [...], from its counts [..., C] and scale [...]."""
+    total: Tensor = torch.zeros_like(scale)
+    for part in range(COUNTED):
+        total += counts[..., part] * stakes.worth[part] / (scale + stakes.pseudo_events[part])
+    return total
 
 
-def _enter(table: PairTable, new: Found, stakes: Stakes) -> None:
-    """Let a row's strongest new pairs take the places of its weakest ones, in place."""
+def _enter(table: PairTable, changed: Tensor, candidates: tuple[Tensor, Found], stakes: Stakes) -> None:
+    """Let new pairs take the places of weaker ones, in place: a row's strongest goes against its weakest, and so on.
+
+    candidates: the pairs [F], and the place of each one's row in `changed`.
+    """
+    place, new = candidates
+    held = _strength(table.counts[changed], table.scale[changed], stakes)
+    held = held.masked_fill(table.others[changed] < 0, -torch.inf)
     scale = scale_of(table, new.rows, new.others)
     strength = _strength(new.counts, scale, stakes)
-    touched, number = torch.unique_consecutive(new.rows, return_inverse=True)
-    held = _strength(table.counts[touched], table.scale[touched], stakes)
-    held = held.masked_fill(table.others[touched] < 0, -torch.inf)
-    hopeful = (strength > held.amin(1)[number]).nonzero()[:, 0]  # few, once a row is full: sorting is what costs
-    order = hopeful[torch.argsort(strength[hopeful], descending=True, stable=True)]
-    order = order[torch.argsort(new.rows[order], stable=True)]
-    rows = new.rows[order]
-    place = torch.arange(len(rows)) - torch.searchsorted(rows, rows)  # among the row's new pairs, strongest first
-    order, place = order[place < held.shape[1]], place[place < held.shape[1]]
-    contested, number = torch.unique_consecutive(number[order], return_inverse=True)
-    weakest = torch.argsort(held[contested], dim=1, stable=True)
-    slot = weakest[number, place]
-    wins = strength[order] > held[contested[number], slot]
+    order = (strength > held.amin(1)[place]).nonzero()[:, 0]  # the others cannot enter: few are left to be sorted
+    order = order[torch.argsort(strength[order], descending=True, stable=True)]
+    order = order[torch.argsort(place[order], stable=True)]
+    rank = torch.arange(len(order)) - torch.searchsorted(place[order], place[order])
+    order, rank = order[rank < held.shape[1]], rank[rank < held.shape[1]]
+    touched, row = torch.unique_consecutive(place[order], return_inverse=True)
+    slot = torch.argsort(held[touched], dim=1, stable=True)[row, rank]
+    wins = strength[order] > held[place[order], slot]
     order, slot = order[wins], slot[wins]
     rows = new.rows[order]
     table.others[rows, slot] = new.others[order]

@@ -5,7 +5,6 @@ Letters: E events, P item-item parts, B buckets, C candidates, Q query slots, S 
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -13,8 +12,7 @@ from torch import Tensor
 
 from models import popularity
 from models.episodes import History, Interactions, earlier, following
-from models.figures import Interval, interval, query_ranks, set_ndcg, user_means
-from models.meta_parameters import MetaParameters
+from models.figures import query_ranks, set_ndcg, user_means
 from models.ranker import Ranker
 from models.replay import QUERY, epochs
 
@@ -52,36 +50,23 @@ class Sample(NamedTuple):
 
 
 class Weighed(NamedTuple):
-    """Part weights [B, 1 + P], whether pairs are counted online, what that gains, and parts that are off."""
+    """Part weights [B, 1 + P], and names of the item-item parts that are off: zero in every bucket."""
 
     weights: Tensor
-    pairs_online: bool
-    gain_of_pairs: Interval
     parts_off: tuple[str, ...]
-
-    def applied_to(self, parameters: MetaParameters) -> MetaParameters:
-        """The parameters with these weights, pairs online or not."""
-        return replace(parameters, part_weights=self.weights, pairs_online=self.pairs_online)
 
 
 def weigh(ranker: Ranker, interactions: Interactions, first: int, unseen: Tensor, *, seed: int) -> Weighed:
     """Choose by the events of mask `unseen` [all events] from number `first` on, replayed as a worker serves them.
 
-    Counting pairs online has its cost, so it is off unless these users gain by more than a standard error; a part is
-    off unless they gain at all.
+    A part is off unless these users gain by it.
     """
     initial = ranker.parameters.part_weights
     if not len(_chosen(interactions, unseen, seed)):
-        return Weighed(initial, False, Interval(0.0, 0.0, 0.0), ())
-    tried = [_sampled(ranker, interactions, first, unseen, seed=seed, pairs_online=online) for online in (True, False)]
-    weights = [_searched(sample, initial) for sample in tried]
-    figures = [user_means(sample.figures(chosen), sample.users) for sample, chosen in zip(tried, weights, strict=True)]
-    difference = figures[0] - figures[1]
-    online = bool(difference.mean() > difference.std() / len(difference) ** 0.5)
-    chosen = 0 if online else 1
-    kept, off = without_idle_parts(tried[chosen], weights[chosen])
-    names = tuple(ranker.parameters.parts[part - 1] for part in off)
-    return Weighed(kept, online, interval(difference, seed=seed), names)
+        return Weighed(initial, ())
+    sample = _sampled(ranker, interactions, first, unseen, seed=seed)
+    kept, off = without_idle_parts(sample, _searched(sample, initial))
+    return Weighed(kept, tuple(ranker.parameters.parts[part - 1] for part in off))
 
 
 def without_idle_parts(sample: Sample, weights: Tensor) -> tuple[Tensor, list[int]]:
@@ -111,9 +96,7 @@ def _searched(sample: Sample, initial: Tensor) -> Tensor:
     return torch.stack(rows)
 
 
-def _sampled(
-    ranker: Ranker, interactions: Interactions, first: int, unseen: Tensor, *, seed: int, pairs_online: bool
-) -> Sample:
+def _sampled(ranker: Ranker, interactions: Interactions, first: int, unseen: Tensor, *, seed: int) -> Sample:
     history, chosen = History.of(interactions.users), _chosen(interactions, unseen, seed)
     position = history.position
     query = following(history, interactions.items, chosen, QUERY)
@@ -122,7 +105,7 @@ def _sampled(
         query = torch.where((query[:, :, None] == support[:, None]).any(2), -1, query)
     buckets = popularity.bucket_of(position[chosen])
     weights, scored = ranker.parameters.part_weights[buckets], []
-    for now, side in epochs(ranker, interactions, first, pairs_online=pairs_online):
+    for now, side in epochs(ranker, interactions, first):
         within = torch.isin(chosen, now).nonzero()[:, 0]
         for chunk in torch.split(within, _CHUNK) if len(within) else ():
             tasks = side.tasks_before(chosen[chunk])

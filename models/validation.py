@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from models import gate_tuning, inner_tuning, memory_tuning, repeat_fitting
+from models import gate_tuning, inner_tuning, memory_tuning, pair_judgement, repeat_fitting
 from models.calibration import calibrate
 from models.episodes import History, Interactions, earlier
 from models.figures import interval, query_ranks, set_ndcg, user_means
@@ -63,6 +63,8 @@ class Later:
 
 def validate(later: Later, neutral: Choices, method: Method) -> tuple[Choices, dict[str, Any]]:
     """Choose everything that validation decides, and report on it; the rest stays as in `neutral`."""
+    pairs = _pairs(later, neutral)
+    neutral = replace(neutral, pairs_online=pairs.pays)
     fitted, weighed, mixed = _start(later, neutral)
     ranker = later.ranker(fitted)
     replay, again = later.replay(ranker), repeat_fitting.OFF
@@ -77,7 +79,6 @@ def validate(later: Later, neutral: Choices, method: Method) -> tuple[Choices, d
         weights=ranker.parameters.part_weights,
         memories=Memories.of(ranker.parameters),
         repeat_profile=again.profile,
-        pairs_online=weighed.pairs_online,
         tuned=adapted.tuned,
         learnt=adapted.learnt,
         gate=adapted.judged.gate,
@@ -90,8 +91,8 @@ def validate(later: Later, neutral: Choices, method: Method) -> tuple[Choices, d
         "start_set_ndcg": interval(figures, seed=later.window.seed).as_list(),
         "gain_of_memories": mixed.gain.as_list(),
         "gain_of_repeats": again.gain.as_list(),
-        "gain_of_online_pairs": weighed.gain_of_pairs.as_list(),
-        "pairs_online": "on" if weighed.pairs_online else "off: they do not pay on validation users",
+        "gain_of_online_pairs": pairs.gain.as_list(),
+        "pairs_online": "on" if pairs.pays else "off: they do not pay on validation users",
         "parts_off": list(weighed.parts_off),
     }
     return choices, start | _told(choices, adapted.judged, method)
@@ -123,10 +124,10 @@ def _told_of(memories: Memories) -> dict[str, Any]:
     }
 
 
-def split(interactions: Interactions) -> tuple[int, Tensor]:
+def split(interactions: Interactions, share: float = FIT_SHARE) -> tuple[int, Tensor]:
     """Number of the event that begins the later part, and a mask of the later part's events by users unseen before."""
     first = (History.of(interactions.users).position == 0).nonzero()[:, 0]
-    cut = int(first[min(int(FIT_SHARE * len(first)), len(first) - 1)])
+    cut = int(first[min(int(share * len(first)), len(first) - 1)])
     number = torch.arange(len(interactions))
     unseen = ~torch.isin(interactions.users, interactions.users[:cut]) & (number >= cut)
     return cut, unseen
@@ -147,10 +148,10 @@ def _start(later: Later, neutral: Choices) -> tuple[MetaParameters, Weighed, mem
     fitted = fit(later.window.before(later.cut), neutral)
     later.tell("fit tables on the earlier part", 1, 1)
     weighed = _weighed(later, fitted)
-    mixed = _memories(later, weighed.applied_to(fitted))
+    mixed = _memories(later, replace(fitted, part_weights=weighed.weights))
     if not torch.equal(mixed.memories.decays[0], fitted.part_decays):
         weighed = _weighed(later, replace(fitted, part_decays=mixed.memories.decays[0]))
-    return weighed.applied_to(replace(fitted, **mixed.memories.fields())), weighed, mixed
+    return replace(fitted, part_weights=weighed.weights, **mixed.memories.fields()), weighed, mixed
 
 
 def _weighed(later: Later, fitted: MetaParameters) -> Weighed:
@@ -158,6 +159,17 @@ def _weighed(later: Later, fitted: MetaParameters) -> Weighed:
     weighed = weigh(later.ranker(fitted), later.window.interactions, later.cut, later.unseen, seed=later.window.seed)
     later.tell("weigh the parts", 1, 1)
     return weighed
+
+
+def _pairs(later: Later, neutral: Choices) -> pair_judgement.Judged:
+    """Judge whether pairs are counted online."""
+    window = later.window
+    later.tell("judge pairs counted online", 0, 1)
+    half, unseen = split(window.interactions, pair_judgement.FIT_SHARE)
+    ranker = later.ranker(fit(window.before(half), neutral))
+    judged = pair_judgement.judge(ranker, window.interactions, half, unseen, seed=window.seed)
+    later.tell("judge pairs counted online", 1, 1)
+    return judged
 
 
 def _memories(later: Later, parameters: MetaParameters) -> memory_tuning.Mixed:

@@ -1,0 +1,55 @@
+"""Whether counting item pairs online pays, on users that were not fitted.
+
+What is counted online has little to show in a short stream, and a version serves a long one. So this is judged by
+tables of the window's first half of the users, over a stream about as long as what they were fitted on.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from models.episodes import Interactions, following
+from models.figures import Interval, interval, query_ranks, set_ndcg, user_means
+from models.ranker import Ranker
+from models.replay import QUERY, epochs
+
+FIT_SHARE = 0.5
+MOST_SCORES = 20_000_000  # judged events x items
+_CHUNK = 128
+
+
+class Judged(NamedTuple):
+    """What users gain in set nDCG@10 under the start, and whether it is more than a standard error."""
+
+    gain: Interval
+    pays: bool
+
+
+def judge(ranker: Ranker, interactions: Interactions, first: int, unseen: Tensor, *, seed: int) -> Judged:
+    """Compare pairs as they are counted with those of the version, paired by user.
+
+    `unseen` [all events]: events that may be judged, from number `first` on; at random as many as cost allows.
+    """
+    events = unseen.nonzero()[:, 0]
+    order = torch.randperm(len(events), generator=torch.Generator().manual_seed(seed))
+    chosen = torch.zeros_like(unseen)
+    chosen[events[order[: MOST_SCORES // interactions.num_items]]] = True
+    online, brought = (_figures(ranker, interactions, first, chosen, pairs_online=online) for online in (True, False))
+    gains = user_means(online - brought, interactions.users[chosen])
+    error = float(gains.std()) / max(len(gains), 1) ** 0.5
+    return Judged(interval(gains, seed=seed), float(gains.mean()) > error)
+
+
+def _figures(ranker: Ranker, interactions: Interactions, first: int, chosen: Tensor, *, pairs_online: bool) -> Tensor:
+    """Set nDCG@10 of the start before the chosen events, in their order."""
+    figures = list[Tensor]()
+    for now, side in epochs(ranker, interactions, first, pairs_online=pairs_online):
+        for events in torch.split(now[chosen[now]], _CHUNK):
+            if len(events):
+                start = ranker.start(side.tasks_before(events), side.priors)
+                query = following(side.history, interactions.items, events, QUERY)
+                figures.append(set_ndcg(query_ranks(start, query)))
+    return torch.cat(figures)
