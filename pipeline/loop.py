@@ -6,33 +6,27 @@ what is left are conditions that end the process, because a restart from the pos
 
 from __future__ import annotations
 
-import random
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import TypeVar
 
-import numpy as np
 import structlog
 
-from models.gate import DIVERGED, GATED, SERVED
 from pipeline.adaptation import Adaptation
 from pipeline.batching import Advance, MicroBatch, Parse, Walk, micro_batch, walk
 from pipeline.catalogue_store import number_items, read_items, write_items
 from pipeline.chunks import Chunk
 from pipeline.flood_gate import FloodGate
-from pipeline.forgotten import UserErased
+from pipeline.loop_measures import Measures
+from pipeline.loop_patience import Patience
 from pipeline.loop_versions import Sources, Versions
-from pipeline.session import Fenced, StoreUnavailable
+from pipeline.session import Fenced
 from pipeline.store import Store
 from schemas.errors import ConfigurationError
 from schemas.events import CatalogueItem, Interaction, Rejected, Withdrawal, parse_item
 
 log = structlog.get_logger()
-T = TypeVar("T")
 
-RETRY_SECONDS = (0.05, 2.0)  # first and longest pause while the database is away
 TAKE_OVER_ATTEMPTS = 5
 WAITING_RECORDS = 100_000  # interactions held back at most while the catalogue is read
 FOLLOW_SECONDS = 0.25  # how often versions and snapshots are looked for
@@ -44,18 +38,6 @@ class DataGap(ConfigurationError):
 
 class TopicRecreated(ConfigurationError):
     """The position lies beyond the topic's end: it was made anew. Migrate into a new database, or restore the topic."""
-
-
-@dataclass(slots=True)
-class Measures:
-    """What the last batches did, for the log: counts, and milliseconds from Kafka's timestamp to the COMMIT."""
-
-    num_events: int = 0
-    num_batches: int = 0
-    num_adapted: int = 0  # users with an adapter, each time that they were written
-    num_gated: int = 0  # of these, whose adapter was not served, since it lost to its start
-    num_diverged: int = 0
-    freshness_ms: list[float] = field(default_factory=list)
 
 
 class Loop:
@@ -83,8 +65,7 @@ class Loop:
         self._followed_at = 0.0
         self._catalogue_ends: dict[tuple[str, int], int] = {}
         self._intended: dict[tuple[str, int], int] = {}
-        self.stopping = False
-        self.alive: Callable[[], object] = lambda: None  # called while this waits for something
+        self.patiently = Patience()
 
     @property
     def adaptation(self) -> Adaptation:
@@ -94,13 +75,13 @@ class Loop:
     def wait_for_version(self) -> None:
         """Wait until a meta version is live, saying once what makes one."""
         said = False
-        while not self.stopping:
-            if self._patiently(self.store.heads).live is not None:
+        while not self.patiently.stopping:
+            if self.patiently(self.store.heads).live is not None:
                 return self.follow(force=True, wait=True)
             if not said:
                 log.warning("no meta version is live: run `innerloop meta-train`; waiting, nothing is consumed")
                 said = True
-            self.alive()
+            self.patiently.alive()
             time.sleep(0.5)
 
     def take_over(self, bounds: Mapping[tuple[str, int], tuple[int, int]]) -> dict[tuple[str, int], int]:
@@ -124,7 +105,7 @@ class Loop:
     def _take_over(self, bounds: Mapping[tuple[str, int], tuple[int, int]]) -> dict[tuple[str, int], int]:
         for topic in (self.interactions, self.items):
             mine = {partition: bounds[topic, partition] for name, partition in bounds if name == topic}
-            found = self._patiently(partial(self.store.positions, topic, mine))
+            found = self.patiently(partial(self.store.positions, topic, mine))
             for partition, (beginning, end) in mine.items():
                 position = self._position(topic, partition, found.get(partition), (beginning, end))
                 if self.positions.get((topic, partition)) != position:
@@ -155,7 +136,7 @@ class Loop:
         for topic, step in ((self.items, self._advance_items), (self.interactions, self._advance_interactions)):
             mine = [chunk for chunk in chunks if chunk.topic == topic]
             if mine:
-                self._patiently(partial(step, mine), forgetting=topic)
+                self.patiently(partial(step, mine), again=partial(self._reread, topic))
                 moved |= {key: self.positions[key] for key in {(chunk.topic, chunk.partition) for chunk in mine}}
         return moved
 
@@ -164,20 +145,20 @@ class Loop:
         if not force and time.monotonic() - self._followed_at < FOLLOW_SECONDS:
             return
         self._followed_at = time.monotonic()
-        self._patiently(lambda: self.store.forget_erased(self.adaptation.table))
-        wanted = self._patiently(self.store.heads)
+        self.patiently(lambda: self.store.forget_erased(self.adaptation.table))
+        wanted = self.patiently(self.store.heads)
         if wanted.live is None:
             return
-        if self.versions.follow(wanted, lambda: self._patiently(lambda: read_items(self.store)), wait=wait):
+        if self.versions.follow(wanted, lambda: self.patiently(lambda: read_items(self.store)), wait=wait):
             self._activate()
 
     def _refused(self, version: int, reason: str) -> None:
-        self._patiently(lambda: self.store.refused(version, reason))
+        self.patiently(lambda: self.store.refused(version, reason))
 
     def _position(self, topic: str, partition: int, found: int | None, bounds: tuple[int, int]) -> int:
         beginning, end = bounds
         if found is None:
-            self._patiently(lambda: self.store.begin_partition(topic, partition, beginning))
+            self.patiently(lambda: self.store.begin_partition(topic, partition, beginning))
             return beginning
         if found > end:
             raise TopicRecreated(f"{topic}[{partition}] is at {found} in the database, the broker's log ends at {end}")
@@ -187,7 +168,7 @@ class Loop:
                     f"DATA_GAP {topic}[{partition}] {found}..{beginning}: the broker no longer has these offsets; "
                     "set INNERLOOP_ACCEPT_DATA_GAP=true once to go on without them"
                 )
-            self._patiently(lambda: self.store.accept_gap(topic, partition, start=found, end=beginning))
+            self.patiently(lambda: self.store.accept_gap(topic, partition, start=found, end=beginning))
             return beginning
         return found
 
@@ -202,7 +183,7 @@ class Loop:
         statistics = adaptation.statistics
         missing = [partition for partition in held if partition not in statistics]
         if missing:
-            self._patiently(lambda: self._load_statistics(missing))
+            self.patiently(lambda: self._load_statistics(missing))
         for partition, offset in held.items():
             if partition not in statistics:
                 adaptation.begin(partition, offset)
@@ -210,7 +191,7 @@ class Loop:
         popular = {partition: adaptation.popular(partition) for partition in held}
         mine = {partition: statistics[partition] for partition in held}
         version, snapshot = adaptation.version, self.versions.heads.snapshot
-        self._patiently(
+        self.patiently(
             lambda: self.store.activate(
                 held, mine, popular, topic=self.interactions, version=version, snapshot=snapshot
             )
@@ -243,13 +224,7 @@ class Loop:
         self.store.write(outcome, adaptation.table)
         committed_ms = time.time() * 1000
         self._moved(batch.advances)
-        self.measures.num_batches += 1
-        uses = np.bincount(adaptation.table.adapter_use[outcome.slots], minlength=DIVERGED + 1)
-        self.measures.num_adapted += int(uses[SERVED:].sum())
-        self.measures.num_gated += int(uses[GATED])
-        self.measures.num_diverged += int(uses[DIVERGED])
-        self.measures.num_events += sum(move.next_offset - move.start for move in batch.advances)
-        self.measures.freshness_ms += (committed_ms - batch.record_ms).tolist()
+        self.measures.add(batch, adaptation.table.adapter_use[outcome.slots], committed_ms)
 
     def _admit(self, batch: MicroBatch, adaptation: Adaptation) -> None:
         """Give every user of the batch a slot and every item a number."""
@@ -282,36 +257,13 @@ class Loop:
         if topic == self.interactions:
             self.versions.forget(partition)
 
-    def _patiently(self, step: Callable[[], T], *, forgetting: str | None = None) -> T:
-        """Do a step, waiting and trying again while the database is away.
-
-        A step that failed half-way may have moved what is held in memory, and the answer to its COMMIT may have been
-        lost: positions are read again before it is repeated, and what was held is forgotten.
+    def _reread(self, topic: str) -> None:
+        """Read positions again and forget what was held: the answer to a COMMIT may have been lost.
 
         Raises:
             Fenced: another worker has moved a position meanwhile.
 
         """
-        pause, longest = RETRY_SECONDS
-        failed = said = False
-        while True:
-            try:
-                if failed and forgetting:
-                    self._reread(forgetting)
-                return step()
-            except UserErased:
-                failed = True
-            except StoreUnavailable as away:
-                if not said:
-                    log.warning("the database is away, waiting", reason=str(away))
-                failed = said = True
-                self.alive()
-                time.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311 - jitter, not a secret
-                pause = min(longest, pause * 2)
-                if self.stopping:
-                    raise
-
-    def _reread(self, topic: str) -> None:
         self.store.forget_erased(self.adaptation.table)
         held = list(self._held(topic))
         for partition, position in self.store.positions(topic, held).items():

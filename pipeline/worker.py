@@ -17,7 +17,6 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import numpy as np
 import structlog
 import torch
 from sqlalchemy.exc import OperationalError
@@ -88,7 +87,7 @@ class _Worker:
         self.broker, url = self.settings.connection("writer")
         self.engine = connect_engine(url, options=SESSION)
         self.loop = build_loop(self.settings, self.engine)
-        self.loop.alive = self.heartbeat.beat
+        self.loop.patiently.alive = self.heartbeat.beat
         await self._until_there(self._check_database)
         await self._until_there(self._check_broker)
         self.granting = Granting(self.settings, self.engine, self.broker)
@@ -123,18 +122,8 @@ class _Worker:
             if not measures.num_events:
                 continue
             self.loop.measures = type(measures)()
-            p50, p99 = np.percentile(measures.freshness_ms, [50, 99]) if measures.freshness_ms else (0.0, 0.0)
-            log.info(
-                "stats",
-                events=measures.num_events,
-                batches=measures.num_batches,
-                freshness_p50_ms=round(float(p50), 1),
-                freshness_p99_ms=round(float(p99), 1),
-                gated_share=round(measures.num_gated / max(measures.num_adapted, 1), 4),
-                diverged=measures.num_diverged,
-                users_held=len(self.loop.adaptation.table),
-                cpu_seconds=round(time.process_time(), 2),
-            )
+            held = len(self.loop.adaptation.table)
+            log.info("stats", **measures.fields(), users_held=held, cpu_seconds=round(time.process_time(), 2))
 
     async def _watch(self) -> None:
         """End with Faust: a crashed part of it would leave a worker that looks alive and consumes nothing."""
@@ -144,7 +133,7 @@ class _Worker:
 
     async def _end(self, tasks: list[asyncio.Task[None]]) -> int:
         """Commit the batch in hand, tell Kafka how far we are, leave. Ten seconds at most."""
-        self.loop.stopping = True
+        self.loop.patiently.stopping = True
         if self.failure is None:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self.intake.idle.wait(), DRAIN_SECONDS)
@@ -174,7 +163,7 @@ class _Worker:
         return code
 
     def _stop(self) -> None:
-        self.loop.stopping = True
+        self.loop.patiently.stopping = True
         self.stopped.set()
 
     def _fail(self, error: BaseException) -> None:

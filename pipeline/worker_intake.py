@@ -78,6 +78,7 @@ class Intake:
 
         app.agent(topics, name="deliver", concurrency=1)(deliver)
         app.on_partitions_revoked.connect(self._revoked)
+        app.on_partitions_assigned.connect(self._assigned)
         app.finalize()
         return app
 
@@ -123,6 +124,11 @@ class Intake:
         self._waiting = []
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self.idle.wait(), self._settings.session_timeout_seconds * 0.6)
+
+    async def _assigned(self, _: Any, assigned: set[TP], **__: Any) -> None:
+        """Faust seeks nothing where nothing is assigned: what was held is another worker's to change."""
+        if not assigned:
+            await self._in_thread(partial(self.loop.take_over, {}))
 
     async def pump(self) -> None:
         """Bring what waits into the database and acknowledge it, for ever."""

@@ -31,11 +31,12 @@ class Loop:
         self.positions = {(TOPIC, 0): AT}
         self.applied: list[int] = []
         self.skipped = 0
-        self.num_taken_over = 0
+        self.num_taken_over = self.num_held = 0
         self.during_take_over: Callable[[], Awaitable[None]] | None = None
 
-    def take_over(self, _: Mapping[tuple[str, int], tuple[int, int]]) -> dict[tuple[str, int], int]:
+    def take_over(self, bounds: Mapping[tuple[str, int], tuple[int, int]]) -> dict[tuple[str, int], int]:
         self.num_taken_over += 1
+        self.num_held = len(bounds)
         return dict(self.positions)
 
     def ready(self, chunks: list[Chunk]) -> tuple[list[Chunk], list[Chunk]]:
@@ -203,5 +204,18 @@ def test_what_a_take_over_brings_while_partitions_move_again_waits_for_the_next_
         await scene.consumer.perform_seek()
         await scene.drain()
         all_arrive(scene)
+
+    asyncio.run(scenario())
+
+
+def test_a_worker_that_is_left_without_partitions_holds_none() -> None:
+    async def scenario() -> None:
+        scene = Scene()
+        await scene.consumer.perform_seek()
+        assert scene.loop.num_held == 1
+        await scene.intake._assigned(None, {PARTITION})
+        assert scene.loop.num_held == 1
+        await scene.intake._assigned(None, set())
+        assert scene.loop.num_held == 0
 
     asyncio.run(scenario())

@@ -325,7 +325,7 @@ def test_a_worker_that_stops_amid_copying_keeps_nobody_waiting(
         late = thread.submit(frozen.advance, [chunk(records)])
         while not (stopped and stopped[0].reached.wait(1)):
             assert not late.done(), late.exception()
-        heir.stopping = True  # should it have to wait, it says so instead of trying again
+        heir.patiently.stopping = True  # should it have to wait, it says so instead of trying again
         heir.advance([chunk(records)])
         written = query(database.owner_url, STATE)
         stopped[0].goes_on.set()

@@ -249,3 +249,14 @@ def test_a_partition_taken_over_gets_no_older_version_than_it_had(url: str, data
     slow.take_over({("interactions", 0): (0, 10**6)})
     advance(slow, clicks(0, 20, 20), 20)
     assert [row for row in query(database.owner_url, ACTIVE) if row[0] == 0] == [(0, 2, 0)]
+
+
+def test_a_worker_that_has_lost_all_partitions_follows_versions_and_leaves_them_alone(
+    url: str, database: Database
+) -> None:
+    idle, busy = make_loop(url), make_loop(url)
+    idle.take_over({})
+    advance(busy, clicks(0, 0, 20), 20)
+    make(database.owner_url, 2, "live")
+    follow_until(idle, live=2)  # would be fenced at the offset that it knows
+    assert {version for _, version, _ in query(database.owner_url, ACTIVE)} == {1}
