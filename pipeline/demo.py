@@ -11,14 +11,11 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Engine, text
-
-from pipeline import meta_training, reading, services, topics
+from pipeline import demo_drift, drift_picture, meta_training, reading
 from pipeline.catalogue_feed import item_record
 from pipeline.cli_output import emit_json, say
 from pipeline.datasets import load_ml100k
@@ -28,41 +25,25 @@ from pipeline.demo_parts import (
     NEWCOMER_EVENTS,
     DemoFailed,
     Play,
+    Process,
     Watch,
-    WorkerProcess,
-    lines,
     quantiles,
     write_lines,
 )
+from pipeline.demo_stage import SETTLE_SECONDS, Stage, embedded, running, until
 from pipeline.demo_view import Moment, Summary, live
 from pipeline.demo_view import text as summary_text
-from pipeline.outbox import Outbox
-from pipeline.produce import Convert, Pace, Tally, interaction_record, produce
+from pipeline.produce import Pace, Tally, interaction_record
 from pipeline.settings import Settings
-from schemas.database import connect_engine, migrate
-from schemas.errors import ConfigurationError
-from schemas.events import Rejected
 
-SETTLE_SECONDS = 120.0
 LIST_LENGTH = 10
 
 
-class HomeInUse(ConfigurationError):
-    """The folder has seen a stream before: name an empty one, or `innerloop services down --delete` in it first."""
-
-
-@dataclass(frozen=True)
-class Stage:
-    """Where the demo takes place: running services, a database that knows the schema, topics."""
-
-    settings: Settings
-    endpoints: services.Endpoints
-    reader: Engine
-
-
-def run(*, dataset: str, home: Path | None, rate: float, seed: int, as_json: bool) -> int:
+def run(*, dataset: str, home: Path | None, rate: float, seed: int, picture: Path | None, as_json: bool) -> int:
     """Play the demo; returns its exit code. What it started is stopped on every way out, Ctrl-C included."""
     started = time.monotonic()
+    if picture is not None:
+        drift_picture.check(picture)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     lasting = Settings.load().home
     for name in [name for name in os.environ if name.startswith("INNERLOOP_") and name not in KEPT_VARIABLES]:
@@ -71,16 +52,20 @@ def run(*, dataset: str, home: Path | None, rate: float, seed: int, as_json: boo
     data = load_ml100k(lasting)
     play = Play.of(data, seed)
     try:
-        with _folder(home, lasting) as folder, _stage(folder) as stage:
-            items = write_lines(folder / "demo" / "items.jsonl", data.catalogue())
-            _send(stage, stage.settings.topic_items, list(data.catalogue()), item_record)
-            _train(stage, play, items, seed)
-            with _worker(stage, folder) as worker:
-                measured = _stream(stage, play, worker, num_items=len(data.films), rate=rate, seed=seed)
+        with _folder(home, lasting) as folder:
+            with embedded(folder) as stage:
+                items = write_lines(folder / "demo" / "items.jsonl", data.catalogue())
+                stage.send(stage.settings.topic_items, list(data.catalogue()), item_record)
+                _train(stage, play, items, seed)
+                say("starting a worker")
+                with running(stage, "worker") as worker:
+                    measured = _stream(stage, play, worker, num_items=len(data.films), rate=rate, seed=seed)
+            say("the last act: a drift and its cure")
+            cure = demo_drift.play(folder / "shop", seed=seed, picture=picture)
     except DemoFailed as failed:
         say(f"innerloop: {failed}")
         return 1
-    summary = Summary(**measured, seconds=time.monotonic() - started, home=str(home) if home else None)
+    summary = Summary(**measured, cure=cure, seconds=time.monotonic() - started, home=str(home) if home else None)
     if as_json:
         emit_json(summary.as_json())
     else:
@@ -104,34 +89,6 @@ def _folder(home: Path | None, lasting: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-@contextmanager
-def _stage(folder: Path) -> Iterator[Stage]:
-    ran_before = all(part.address for part in services.status(folder))
-    say("starting the embedded broker and database")
-    try:
-        endpoints = services.up(folder)
-        migrate(endpoints.owner_url)
-        settings = Settings.load(home=folder, broker=endpoints.broker, database_url=endpoints.writer_url)
-        topics.ensure_topics(endpoints.broker, topics.topic_configs(settings), settings.partitions)
-        reader = connect_engine(endpoints.reader_url)
-        _refuse_used(reader, folder)
-        yield Stage(settings, endpoints, reader)
-        reader.dispose()
-    finally:
-        if not ran_before:
-            services.down(folder)
-
-
-def _refuse_used(reader: Engine, folder: Path) -> None:
-    with reader.connect() as connection:
-        query = "SELECT EXISTS (SELECT FROM innerloop.stream_position UNION ALL SELECT FROM innerloop.meta_versions)"
-        if connection.execute(text(query)).scalar_one():
-            raise HomeInUse(
-                f"{folder} has seen a stream before: name an empty folder, or run "
-                f"`INNERLOOP_HOME={folder} innerloop services down --delete` first"
-            )
-
-
 def _train(stage: Stage, play: Play, items: Path, seed: int) -> None:
     users = len({event["user_id"] for event in play.fit})
     say(f"meta-training on the {len(play.fit):,} events of the earliest {users} users")
@@ -140,34 +97,11 @@ def _train(stage: Stage, play: Play, items: Path, seed: int) -> None:
     say(trained.as_text())
 
 
-@contextmanager
-def _worker(stage: Stage, folder: Path) -> Iterator[WorkerProcess]:
-    say("starting a worker")
-    variables = {
-        "INNERLOOP_HOME": str(folder),
-        "INNERLOOP_BROKER": stage.endpoints.broker,
-        "INNERLOOP_DATABASE_URL": stage.endpoints.writer_url,
-        # The embedded broker starts a group after half of this; Apache Kafka would want 6.
-        "INNERLOOP_SESSION_TIMEOUT_SECONDS": "2",
-    }
-    worker = WorkerProcess(variables, folder / "worker.log")
-    try:
-        worker.wait_ready()
-        yield worker
-        worker.check()
-    finally:
-        code = worker.stop()
-    if code != 0:
-        raise DemoFailed(f"the worker ended with exit code {code} instead of 0")
-
-
-def _stream(
-    stage: Stage, play: Play, worker: WorkerProcess, *, num_items: int, rate: float, seed: int
-) -> dict[str, Any]:
+def _stream(stage: Stage, play: Play, worker: Process, *, num_items: int, rate: float, seed: int) -> dict[str, Any]:
     topic = stage.settings.topic_interactions
     score = Score(play.unseen)
     watch = Watch(stage.reader, topic, stage.settings.partitions, [score])
-    _wait("the catalogue in use", worker, partial(watch.prepared, num_items))
+    until("the catalogue in use", partial(watch.prepared, num_items), worker)
     say(f"streaming {len(play.stream):,} events of later users at {rate:g} a second")
     _play_stream(stage, play.stream, worker, watch, rate=rate, score=score)
     p50, p99 = quantiles(watch.latencies)
@@ -187,7 +121,7 @@ def _stream(
 
 
 def _play_stream(
-    stage: Stage, events: Sequence[dict[str, Any]], worker: WorkerProcess, watch: Watch, *, rate: float, score: Score
+    stage: Stage, events: Sequence[dict[str, Any]], worker: Process, watch: Watch, *, rate: float, score: Score
 ) -> None:
     """Feed in a thread at the given rate, and draw until everything has arrived in the database."""
     tally = Tally()
@@ -195,7 +129,7 @@ def _play_stream(
 
     def feed() -> None:
         try:
-            _send(stage, stage.settings.topic_interactions, events, interaction_record, Pace(rate), tally)
+            stage.send(stage.settings.topic_interactions, events, interaction_record, Pace(rate), tally)
         except BaseException as error:  # noqa: BLE001 - handed to the main thread, which raises it
             failures.append(error)
 
@@ -217,14 +151,14 @@ def _play_stream(
     watch.update()
 
 
-def _newcomer(stage: Stage, play: Play, worker: WorkerProcess, watch: Watch) -> dict[str, Any]:
+def _newcomer(stage: Stage, play: Play, worker: Process, watch: Watch) -> dict[str, Any]:
     """Show one user who has done nothing yet, then feed five of their events and look again."""
     user = play.newcomer[0]["user_id"]
     before = reading.recommend(stage.reader, user, LIST_LENGTH)
     first, rest = play.newcomer[:NEWCOMER_EVENTS], play.newcomer[NEWCOMER_EVENTS:]
     expected = watch.applied() + len(first)
-    _send(stage, stage.settings.topic_interactions, first, interaction_record)
-    _wait("the newcomer's events", worker, lambda: watch.applied() >= expected)
+    stage.send(stage.settings.topic_interactions, first, interaction_record)
+    until("the newcomer's events", lambda: watch.applied() >= expected, worker)
     return {
         "user_id": user,
         "lessons": [f"{play.titles[event['item_id']]}, {event['value']:g} of 5" for event in first],
@@ -233,42 +167,3 @@ def _newcomer(stage: Stage, play: Play, worker: WorkerProcess, watch: Watch) -> 
         "after": reading.recommend(stage.reader, user, LIST_LENGTH),
         "later": frozenset(event["item_id"] for event in rest),
     }
-
-
-def _send(
-    stage: Stage,
-    topic: str,
-    records: Sequence[dict[str, Any]],
-    convert: Convert,
-    pace: Pace | None = None,
-    tally: Tally | None = None,
-) -> None:
-    """Send records through the same path as `produce` and `items`; every one must arrive."""
-    refused: list[Rejected] = []
-
-    def progress(now: Tally) -> None:
-        if tally is not None:
-            tally.sent = now.sent
-
-    with Outbox(stage.endpoints.broker, topic) as outbox:
-        produce(
-            lines(records),
-            outbox,
-            convert,
-            pace=pace or Pace(),
-            complain=lambda _, rejected: refused.append(rejected),
-            progress=progress,
-        )
-        outbox.flush()
-    if refused or outbox.failures:
-        reason = refused[0].detail if refused else next(iter(outbox.failures.values()))
-        raise DemoFailed(f"{len(refused) + len(outbox.failures)} records could not be sent to {topic}: {reason}")
-
-
-def _wait(what: str, worker: WorkerProcess, condition: Any) -> None:
-    deadline = time.monotonic() + SETTLE_SECONDS
-    while not condition():
-        worker.check()
-        if time.monotonic() > deadline:
-            raise DemoFailed(f"waited {SETTLE_SECONDS:.0f} s for {what}")
-        time.sleep(0.1)

@@ -11,10 +11,10 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import msgspec
 import numpy as np
@@ -24,7 +24,7 @@ from pipeline.datasets import MovieLens100K
 from pipeline.demo_figures import Score, choose_user
 from pipeline.lines import Line
 
-READY_SECONDS, STOP_SECONDS = 120.0, 15.0
+READY_SECONDS, STOP_SECONDS, END_SECONDS = 120.0, 15.0, 300.0
 # Of a user's own deployment only these matter to a demo; the rest must not lead it to real brokers or databases.
 KEPT_VARIABLES = ("INNERLOOP_HOME", "INNERLOOP_ENCODER", "INNERLOOP_DEVICE", "INNERLOOP_TORCH_THREADS")
 NEWCOMER_EVENTS = 5
@@ -90,16 +90,17 @@ def write_lines(path: Path, records: Iterable[dict[str, Any]]) -> Path:
     return path
 
 
-class WorkerProcess:
-    """`innerloop worker` as a process of its own, as it is deployed."""
+class Process:
+    """`innerloop worker` (or monitor, or trainer) as a process of its own, as it is deployed."""
 
-    def __init__(self, variables: dict[str, str], log: Path) -> None:
+    def __init__(self, words: Sequence[str], variables: dict[str, str], log: Path) -> None:
+        self._name = words[0]
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("INNERLOOP_")}
         kept = {name: os.environ[name] for name in KEPT_VARIABLES if name in os.environ}
         self._log = log
         with log.open("wb") as stderr:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "pipeline.cli", "worker"],
+            self._process = subprocess.Popen(  # noqa: S603 - our own commands
+                [sys.executable, "-m", "pipeline.cli", *words],
                 env={**inherited, **kept, **variables},
                 stdout=subprocess.PIPE,
                 stderr=stderr,
@@ -113,7 +114,7 @@ class WorkerProcess:
                 self._said.put(json.loads(line))
 
     def wait_ready(self) -> None:
-        """Return when the worker has its partitions; raises DemoFailed."""
+        """Return when it says that it works; raises DemoFailed."""
         deadline = time.monotonic() + READY_SECONDS
         while time.monotonic() < deadline:
             self.check()
@@ -122,22 +123,39 @@ class WorkerProcess:
                     return
             except queue.Empty:
                 continue
-        raise DemoFailed(f"the worker was not ready within {READY_SECONDS:.0f} s: {self._end_of_log()}")
+        raise DemoFailed(f"the {self._name} was not ready within {READY_SECONDS:.0f} s: {self._end_of_log()}")
 
     def check(self) -> None:
-        """Raise DemoFailed when the worker has ended."""
+        """Raise DemoFailed when it has ended."""
         code = self._process.poll()
         if code is not None:
-            raise DemoFailed(f"the worker ended with exit code {code}: {self._end_of_log()}")
+            raise DemoFailed(f"the {self._name} ended with exit code {code}: {self._end_of_log()}")
+
+    def wait_ended(self) -> None:
+        """Return when it has ended by itself with 0; raises DemoFailed."""
+        try:
+            code = self._process.wait(END_SECONDS)
+        except subprocess.TimeoutExpired:
+            raise DemoFailed(f"the {self._name} did not end within {END_SECONDS:.0f} s: {self._end_of_log()}") from None
+        if code != 0:
+            raise DemoFailed(f"the {self._name} ended with exit code {code}: {self._end_of_log()}")
 
     def stop(self) -> int:
-        """Ask it to finish, and give its exit code; a worker that does not end in time is killed."""
+        """Ask it to finish, and give its exit code; one that does not end in time is killed."""
         self._process.send_signal(signal.SIGTERM)
         try:
             return self._process.wait(STOP_SECONDS)
         except subprocess.TimeoutExpired:
             self._process.kill()
             return self._process.wait()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._process.poll() is None:
+            self._process.kill()
+            self._process.wait()
 
     def _end_of_log(self) -> str:
         return self._log.read_text(errors="replace")[-2000:]

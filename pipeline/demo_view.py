@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
+from pipeline.demo_drift import Cure
 from pipeline.demo_figures import KINDS, Gain, Score
 from pipeline.reading import PartitionStatus, Recommendation
 
@@ -48,6 +49,7 @@ class Summary:
     after: list[Recommendation]
     later: frozenset[str]
     titles: dict[str, str]
+    cure: Cure
     seconds: float
     home: str | None
 
@@ -139,6 +141,8 @@ def text(summary: Summary) -> str:
             *_law(summary),
             "",
             *_earned(summary),
+            "",
+            *summary.cure.as_text(),
             "",
             *_query(summary),
         ]

@@ -8,6 +8,7 @@ not say the same.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,8 +30,11 @@ class Change:
 
     @property
     def worse(self) -> bool:
-        """True when the series has risen: losses have."""
-        return self.after > self.before
+        """True when the series has risen, and does not lie below what was expected by two standard errors.
+
+        While losses fall, what is expected follows late, and residuals rise again towards zero: that is no drift.
+        """
+        return self.after > max(self.before, -2.0 / math.sqrt(self.width))
 
 
 class Detector:

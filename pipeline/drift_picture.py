@@ -19,12 +19,17 @@ class PictureUnavailable(ConfigurationError):
     """matplotlib is not installed, or the file is neither .png nor .html: the message says which to mend."""
 
 
-def save(found: History, path: Path) -> None:
-    """Draw to a .png, or to an .html that holds one. Raises PictureUnavailable."""
+def check(path: Path) -> None:
+    """Raise PictureUnavailable where `save` would."""
     if path.suffix not in (".png", ".html"):
         raise PictureUnavailable(f"--out draws .png or .html, not {path.suffix or 'a name without an ending'}")
     if find_spec("matplotlib") is None:
         raise PictureUnavailable("--out draws with matplotlib: pip install 'innerloop[report]'")
+
+
+def save(found: History, path: Path) -> None:
+    """Draw to a .png, or to an .html that holds one. Raises PictureUnavailable."""
+    check(path)
     payload = png(found)
     if path.suffix == ".html":
         image = base64.b64encode(payload).decode()

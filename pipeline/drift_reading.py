@@ -49,9 +49,18 @@ _MINUTES = text(
     WHERE p.topic = :topic AND e.rank > 0 GROUP BY 1 ORDER BY 1 DESC LIMIT :most
     """
 )
+# When a version's first event came, by the record's own times as everything else: after a backlog that is not now.
 _VERSIONS = text(
-    "SELECT DISTINCT ON (value) value AS version, activated_at FROM innerloop.activations "
-    "WHERE topic = :topic AND kind = 'meta_version' ORDER BY value, activated_at"
+    """
+    SELECT value AS version, coalesce(
+        min((SELECT to_timestamp(min(e.at) / 1000.0) FROM innerloop.prequential p,
+            unnest(p.offsets, p.record_times) AS e ("offset", at)
+            WHERE p.topic = a.topic AND p.partition = a.partition AND p.meta_version = a.value
+                AND p.next_offset > a.from_offset AND p.first_offset < a.from_offset + 10000
+                AND e."offset" >= a.from_offset)),
+        min(activated_at)) AS activated_at
+    FROM innerloop.activations a WHERE topic = :topic AND kind = 'meta_version' GROUP BY value
+    """
 )
 _OPEN = text("INSERT INTO innerloop.drift_freezes (reason) VALUES (:reason)")
 _CLOSE = text("UPDATE innerloop.drift_freezes SET until_at = clock_timestamp() WHERE until_at IS NULL RETURNING reason")

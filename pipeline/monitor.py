@@ -14,7 +14,7 @@ import socket
 import threading
 import time
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import structlog
@@ -29,9 +29,6 @@ from pipeline.logs import quieten_logs
 from pipeline.monitor_case import Cases, Seen
 from pipeline.settings import Settings
 from schemas.database import check_role, check_schema, connect_engine
-
-if TYPE_CHECKING:
-    from pipeline.judgement import Rules
 
 log = structlog.get_logger()
 
@@ -112,7 +109,7 @@ class Monitor:
 
         s = self._settings
         watched = promotion.Watched(self._engine, Artefacts(s.artefacts_place()), s.topic_interactions)
-        for done in promotion.watch(watched, promotion_rules(s), now=datetime.now(UTC)):
+        for done in promotion.watch(watched, promotion.rules_of(s), now=datetime.now(UTC)):
             log.info("versions", done=done)
 
     def _load(self, cursor: Any) -> None:
@@ -217,18 +214,6 @@ class Monitor:
             trimmed = self._store.trim(cursor, self._settings.drift_record_hours, TRIM_BATCHES)
         if trimmed < TRIM_BATCHES:
             self._trimmed_at = time.monotonic()
-
-
-def promotion_rules(settings: Settings) -> Rules:
-    """When a version may go on, as the settings have it."""
-    from pipeline.judgement import Rules
-
-    return Rules(
-        least_events=settings.promote_events,
-        least_users=settings.promote_users,
-        canary_events=settings.canary_events,
-        canary_hours=settings.canary_hours,
-    )
 
 
 def thresholds(settings: Settings) -> Thresholds:

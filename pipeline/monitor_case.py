@@ -90,7 +90,8 @@ class Cases:
             return
         labels = seen.drift.num_fed - opened.alarm.at - 1
         answered = self._probe is not None and self._probe.done()
-        if labels - case["looked"] < LOOK_AGAIN and labels != self._limits.new_labels and not answered:
+        enough = case["looked"] < self._limits.new_labels <= labels
+        if labels - case["looked"] < LOOK_AGAIN and not (enough or answered):
             return
         case["looked"] = labels
         if answered:

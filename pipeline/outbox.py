@@ -40,11 +40,24 @@ class Outbox:
             allow_auto_create_topics=False,
         )
 
-    def send(self, number: int, key: bytes | None, value: bytes | None, partition: int | None = None) -> None:
-        """Queue one record; blocks while MAX_OUTSTANDING are unconfirmed. `number` is what a failure is filed under."""
+    def send(
+        self,
+        number: int,
+        key: bytes | None,
+        value: bytes | None,
+        partition: int | None = None,
+        *,
+        timestamp_ms: int | None = None,
+    ) -> None:
+        """Queue one record; blocks while MAX_OUTSTANDING are unconfirmed. `number` is what a failure is filed under.
+
+        `timestamp_ms` is Kafka's time of the record; now, unless it is given.
+        """
         self._free.acquire()
         try:
-            future = self._producer.send(self.topic, value=value, key=key, partition=partition)
+            future = self._producer.send(
+                self.topic, value=value, key=key, partition=partition, timestamp_ms=timestamp_ms
+            )
         except KafkaError as error:
             self._failed(number, error)
             return

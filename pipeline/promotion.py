@@ -16,6 +16,7 @@ from sqlalchemy import Engine, text
 from pipeline import judgement, registry, versions
 from pipeline.artefacts import Artefacts
 from pipeline.judgement import Floats, Ints, Losses, Rules, Verdict
+from pipeline.settings import Settings
 from pipeline.versions import Change, NotPossible, Version
 
 BATCHES = 2000  # newest rows of the record that are read, on either side
@@ -41,6 +42,16 @@ class Watched:
     engine: Engine
     artefacts: Artefacts
     topic: str
+
+
+def rules_of(settings: Settings) -> Rules:
+    """When a version may go on, as the settings have it."""
+    return Rules(
+        least_events=settings.promote_events,
+        least_users=settings.promote_users,
+        canary_events=settings.canary_events,
+        canary_hours=settings.canary_hours,
+    )
 
 
 def begin_canary(on: Watched, version: int, share: float, change: Change, found: dict[str, Any]) -> list[int]:

@@ -2,6 +2,8 @@
 
 A request is held by lease while a thread renews it; whatever kills the trainer, another one takes over, and one
 version comes of it. The same process judges challengers, which is as much work; the monitor watches what follows.
+What a person made with `meta-train` it leaves alone: which events came after a file nobody knows, so that person
+promotes it, at once or with `innerloop models promote N --canary`, and the monitor judges the canary.
 """
 
 from __future__ import annotations
@@ -47,8 +49,8 @@ EARLIER = 3  # retired versions that are tried before a new one is trained, newe
 TRAINER = "trainer"
 
 _LATER = text("""
-    SELECT coalesce(sum(cardinality(offsets)), 0) FROM innerloop.prequential
-    WHERE topic = :topic AND recorded_at >= to_timestamp(:since_ms / 1000.0)""")
+    SELECT count(*) FROM innerloop.prequential p, unnest(p.record_times) AS at
+    WHERE p.topic = :topic AND p.recorded_at >= to_timestamp(:since_ms / 1000.0) AND at >= :since_ms""")
 
 
 class _Stopped(Exception):

@@ -20,7 +20,7 @@ from torch import Tensor
 from models.encoder import resolve_encoder
 from models.meta_parameters import MetaParameters
 from models.state_map import state_map
-from pipeline import judgement, registry
+from pipeline import judgement, promotion, registry
 from pipeline.adaptation import Types
 from pipeline.artefacts import Artefacts
 from pipeline.catalogue import ListedItem, listed_rows
@@ -51,22 +51,12 @@ class Bench:
 
     def rules(self) -> Rules:
         """The thresholds, as the settings say."""
-        return rules_of(self.settings)
+        return promotion.rules_of(self.settings)
 
     def catalogue(self) -> list[ListedItem]:
         """The items as they are now."""
         with self.engine.connect() as connection:
             return [ListedItem(*row) for row in connection.execute(_ITEMS)]
-
-
-def rules_of(settings: Settings) -> Rules:
-    """Thresholds of judgements, as the settings say."""
-    return Rules(
-        least_events=settings.promote_events,
-        least_users=settings.promote_users,
-        canary_events=settings.canary_events,
-        canary_hours=settings.canary_hours,
-    )
 
 
 def judge(bench: Bench, version: int, events: Sequence[Recorded], *, since_ms: int) -> Verdict:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pipeline.demo_drift import Cure, Phase
 from pipeline.demo_figures import Score, choose_user, gains
 from pipeline.demo_view import Summary, text
 from pipeline.reading import PartitionStatus, Recommendation
@@ -93,6 +94,7 @@ def test_the_summary_says_what_was_learnt_what_changed_and_how_to_query_it() -> 
             after=after,
             later=frozenset({"i3"}),
             titles={"i1": "One", "i3": "Three"},
+            cure=Cure([Phase("before", 10, 1, 5.0, 0.2), Phase("cured", 5, 2, 5.1, 0.19)], ["alarm, retrain"], "x.png"),
             seconds=100,
             home=None,
         )
@@ -103,6 +105,9 @@ def test_the_summary_says_what_was_learnt_what_changed_and_how_to_query_it() -> 
     assert "partition 0: 5 - 0 = 2 + 1 + 1 + 0 + 1   holds" in shown
     assert "adapted over un-adapted, hit rate@10     +0.5000" in shown
     assert "innerloop.recommend('u7', 10)" in shown
+    cured = next(line for line in shown.splitlines() if line.startswith("  cured"))
+    assert cured.split() == ["cured", "version", "2", "loss", "5.100", "hit", "rate@10", "0.190", "(5", "events)"]
+    assert "  alarm, retrain\n  drawn to x.png" in shown
 
 
 @pytest.mark.long

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from pipeline.drift import BLOCK, DriftMonitor, Observations, Sensitivity
-from pipeline.drift_detector import Detector, rounded
+from pipeline.drift_detector import Change, Detector, rounded
 from pipeline.drift_expectation import LEARN_IN, Expectation
 from pipeline.drift_inputs import InputMix
 from tests.benchmarks.drift_detection import MISSED, measured, monitor, trials
@@ -176,3 +176,14 @@ def test_labels_per_day_are_told_by_one_clock_however_the_record_is_cut_and_spre
                 mix.add(np.ones(len(mine), int), np.zeros(len(mine), bool), np.zeros(7, int), mine)
             mix = InputMix.restore(mix.state())
         assert mix.labels_per_day == pytest.approx(480, rel=0.01), (size, partitions)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "width", "worse"),
+    [(0.0, 0.1, 400, True), (0.1, 0.0, 400, False), (-0.02, 0.0, 8400, True), (-0.18, -0.12, 4100, False)],
+)
+def test_a_rise_towards_what_was_expected_is_no_change_for_the_worse(
+    before: float, after: float, width: int, worse: bool
+) -> None:
+    # The last: losses of a young version that had fallen faster than the expectation, and rest (false alarms once).
+    assert Change(0, before, after, width).worse is worse

@@ -32,7 +32,7 @@ QUICK = {
     "canary_events": 300,
 }  # fmt: skip
 
-BEHIND = """SELECT coalesce(sum(s.applied - d.applied), 0) FROM innerloop.stream_position s
+BEHIND = """SELECT coalesce(sum(s.applied - coalesce(d.applied, 0)), 0) FROM innerloop.stream_position s
     LEFT JOIN innerloop.drift_positions d USING (topic, partition) WHERE s.topic = 'interactions'"""
 LOSS = """SELECT avg(loss_adapted), count(*) FROM innerloop.prequential_events
     WHERE event_time >= to_timestamp(%s / 1000.0) AND event_time < to_timestamp(%s / 1000.0)"""
