@@ -1,10 +1,11 @@
-"""Part weights by bucket of K, by set nDCG on validation users: cross-entropy chooses worse ones.
+"""Part weights by bucket of K, by nDCG on validation users: cross-entropy chooses worse ones.
 
 Letters: E events, P item-item parts, B buckets, C candidates, Q query slots, S support slots, N items.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -36,6 +37,9 @@ _LEAST_EVENTS = 100
 _CHUNK = 64
 
 
+Figures = Callable[[Tensor, Tensor, Tensor], Tensor]  # of scored, query and weights; [E]
+
+
 class Sample(NamedTuple):
     """Sampled events: `scored` from `scored_candidates`, query [E, Q], users [E], bucket of K [E]."""
 
@@ -45,8 +49,8 @@ class Sample(NamedTuple):
     buckets: Tensor
 
     def figures(self, weights: Tensor) -> Tensor:
-        """Set nDCG@10 [E] under weights [B, 1 + P]."""
-        return set_figures(self.scored, self.query, weights[self.buckets])
+        """`stream_figures` [E] under weights [B, 1 + P]."""
+        return stream_figures(self.scored, self.query, weights[self.buckets])
 
 
 class Weighed(NamedTuple):
@@ -91,7 +95,7 @@ def _searched(sample: Sample, initial: Tensor) -> Tensor:
         # without a support there is popularity only
         decides = bucket > 0 and bool(mine.any())
         if decides:
-            weights = search(sample.scored[mine], sample.query[mine], sample.users[mine], weights)
+            weights = search(sample.scored[mine], sample.query[mine], sample.users[mine], weights, stream_figures)
         rows.append(weights)
     return torch.stack(rows)
 
@@ -137,25 +141,35 @@ def scored_candidates(scores: Tensor, excluded: Tensor, query: Tensor, weights: 
     return torch.cat([chosen, torch.cat([twice, torch.zeros_like(query, dtype=torch.bool)], 1)[:, None].float()], 1)
 
 
+def stream_figures(scored: Tensor, query: Tensor, weights: Tensor) -> Tensor:
+    """Mean of nDCG@10 of the set of the next items and of the very next one [E]: a stream is judged by both."""
+    ranks = _ranks(scored, query, weights)
+    return (set_ndcg(ranks) + set_ndcg(ranks[:, :1])) / 2
+
+
 def set_figures(scored: Tensor, query: Tensor, weights: Tensor) -> Tensor:
     """Set nDCG@10 [E] under weights [E, 1 + P]; `scored` from `scored_candidates`."""
+    return set_ndcg(_ranks(scored, query, weights))
+
+
+def _ranks(scored: Tensor, query: Tensor, weights: Tensor) -> Tensor:
     mixed = torch.einsum("ep,epc->ec", weights, scored[:, :-1]).masked_fill(scored[:, -1] > 0, -torch.inf)
     num_query = query.shape[1]
     column = torch.arange(mixed.shape[1] - num_query, mixed.shape[1]).expand_as(query)
     # absent query slots must not outrank anything
     mixed[:, -num_query:] = mixed[:, -num_query:].masked_fill(query < 0, -torch.inf)
-    return set_ndcg(query_ranks(mixed, torch.where(query >= 0, column, -1)))
+    return query_ranks(mixed, torch.where(query >= 0, column, -1))
 
 
-def objective(scored: Tensor, query: Tensor, users: Tensor, weights: Tensor) -> float:
-    """Mean over users of set nDCG@10 under weights [1 + P]; `scored` from `scored_candidates`."""
-    return float(user_means(set_figures(scored, query, weights.expand(len(query), -1)), users).mean())
+def objective(scored: Tensor, query: Tensor, users: Tensor, weights: Tensor, figures: Figures = set_figures) -> float:
+    """Mean over users of figures under weights [1 + P]; `scored` from `scored_candidates`."""
+    return float(user_means(figures(scored, query, weights.expand(len(query), -1)), users).mean())
 
 
-def search(scored: Tensor, query: Tensor, users: Tensor, initial: Tensor) -> Tensor:
+def search(scored: Tensor, query: Tensor, users: Tensor, initial: Tensor, figures: Figures = set_figures) -> Tensor:
     """Better weights [1 + P] by coordinate moves, then half-way back to the initial ones (few users decide)."""
     weights = initial / initial.sum()
-    best = objective(scored, query, users, weights)
+    best = objective(scored, query, users, weights, figures)
     for _ in range(_ROUNDS):
         before = best
         for part in range(len(weights)):
@@ -163,7 +177,7 @@ def search(scored: Tensor, query: Tensor, users: Tensor, initial: Tensor) -> Ten
                 tried = weights.clone()
                 tried[part] = tried[part] * factor + addend
                 tried = tried / tried.sum()
-                value = objective(scored, query, users, tried)
+                value = objective(scored, query, users, tried, figures)
                 if value > best + _LEAST_GAIN:
                     weights, best = tried, value
         if best == before:

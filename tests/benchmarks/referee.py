@@ -18,17 +18,18 @@ from numpy.typing import NDArray
 from rich.progress import track
 
 from models.figures import Interval, interval, set_ndcg, user_means
+from models.meta_parameters import MetaParameters
 from pipeline import arithmetic
-from tests.benchmarks.stream import StreamWorker, load_stream, train
+from tests.benchmarks.stream import Stream, StreamWorker, load_stream, train
 
 DRAWS = 2000
 BATCH_EVENTS = 1024
 
 
-def judged(phase: str, home: Path, *, seed: int, num_partitions: int = 1) -> dict[str, NDArray[np.generic]]:
-    """Meta-train before the cut, stream what follows, give the file's columns."""
-    stream = load_stream(home, "tune" if phase == "tune" else "test")
-    parameters = train(stream, home, seed=seed)
+def judged(
+    stream: Stream, parameters: MetaParameters, home: Path, *, num_partitions: int = 1
+) -> dict[str, NDArray[np.generic]]:
+    """Stream what follows the cut that the parameters were trained before, give the file's columns."""
     worker = StreamWorker(stream, parameters, home, num_partitions=num_partitions)
     worker.remember_fitted_users()
     ranks, start = (np.full(stream.next_items.shape, -1, np.float32) for _ in range(2))
@@ -75,7 +76,9 @@ def main() -> None:
     arguments = parser.parse_args()
     arithmetic.prepare(1)
     started = time.monotonic()
-    columns = judged(arguments.phase, arguments.home, seed=arguments.seed, num_partitions=arguments.partitions)
+    stream = load_stream(arguments.home, arguments.phase)
+    parameters = train(stream, arguments.home, seed=arguments.seed)
+    columns = judged(stream, parameters, arguments.home, num_partitions=arguments.partitions)
     np.savez_compressed(arguments.out, allow_pickle=False, **columns)
     for name, (mean, low, high) in figures(columns).items():
         print(f"{name:28s} {mean:.4f} [{low:.4f}, {high:.4f}]")
