@@ -21,7 +21,7 @@ from models.inner_losses import ABSENT, CrossEntropy
 from models.popularity import bucket_of
 
 if TYPE_CHECKING:
-    from models.ranker import TaskBatch
+    from models.tasks import TaskBatch
 
 NUM_POSITIVES = 10
 NUM_NEGATIVES = 40

@@ -14,10 +14,8 @@ from torch import Tensor
 
 from models import gate_tuning, inner_tuning, popularity, repeat_fitting
 from models.episodes import Interactions
-from models.gate import Gate
 from models.item_fitting import PARTS
 from models.learner_tuning import Method
-from models.learners import HONEST
 from models.memories import Memories
 from models.meta_parameters import MetaParameters
 from models.part_weights import INITIAL_WEIGHTS
@@ -111,25 +109,7 @@ def _warmed(neutral: Choices, beginning: MetaParameters | None) -> Choices:
     """Choices before validation: those of the version begun from, where it has the same parts."""
     if beginning is None or beginning.parts != PARTS:
         return neutral
-    tuned = neutral.tuned
-    if beginning.learner == HONEST and beginning.use_inner_step:
-        tuned = replace(
-            tuned,
-            tau=beginning.tau,
-            discount=beginning.discount,
-            precision=float(beginning.precision.mean()),
-            pays=True,
-        )
-    return replace(
-        neutral,
-        weights=beginning.part_weights,
-        memories=Memories.of(beginning),
-        pairs_online=beginning.pairs_online,
-        repeat_profile=beginning.repeat_profile,
-        gate=Gate(beginning.gate_discount, beginning.gate_credit),
-        calibration=beginning.calibration,
-        tuned=tuned,
-    )
+    return replace(Choices.of(beginning, neutral.moments), recommend_seen=neutral.recommend_seen)
 
 
 def _repeat_share(interactions: Interactions) -> float:

@@ -9,8 +9,7 @@ and rows stay bit-equal wherever they stand in the chunk); these more are -inf, 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,105 +24,29 @@ from models.inner_loop import InnerStep
 from models.inner_losses import CrossEntropy, HonestQuadratic, InnerLoss
 from models.item_tables import ItemTables
 from models.learners import HONEST, InnerSteps
+from models.logit_reading import LOSS_LIMIT, capped_loss, contest, ranks_of, weighted_sums
 from models.memories import TAU, Memories
 from models.meta_parameters import MetaParameters
-from models.neighbours import Neighbours
 from models.popularity import bucket_of
 from models.repeats import bonuses, cells
+from models.tasks import Served, Step, TaskBatch, Top, exclusions
 from models.top_items import best_rows, highest
+
+__all__ = [
+    "BONUS_SLOTS",
+    "BONUS_SUPPORT",
+    "LOSS_LIMIT",
+    "Ranker",
+    "Served",
+    "Step",
+    "TaskBatch",
+    "Top",
+    "exclusions",
+]
 
 BONUS_SLOTS = 20
 BONUS_SUPPORT = 20  # newest positives whose neighbours are looked up
-LOSS_LIMIT = 20.0
 _LINE = 16  # floats in a cache line
-
-
-@dataclass
-class TaskBatch:
-    """Users before an event; every row stands alone, padding rows have support -1 and num_events 0.
-
-    Attributes:
-        support: [U, S] int64 catalogue rows, newest last, right-aligned, -1 where none.
-        weights: [U, S] float32 weight of each positive; not read where support is -1.
-        num_events: [U] int64 K, positives so far (may exceed S).
-        state: [U, F] float32 inner state.
-        state_events: [U] int64 residuals in the state.
-        track: [U, M] float32 what the adapter has earned lately, see `models.gate`, then what each memory but the first
-            has, see `models.memories`; M = 1 where there is one memory.
-        excluded: [U, N] float32 what is added to the logits: -inf for items not to be listed, else 0.
-        prior_rows: [U] int64 row of the priors.
-        neighbours: the pairs as they are now; None for those that the version brought.
-
-    """
-
-    support: Tensor
-    weights: Tensor
-    num_events: Tensor
-    state: Tensor
-    state_events: Tensor
-    track: Tensor
-    excluded: Tensor
-    prior_rows: Tensor
-    neighbours: Neighbours | None = None
-
-    def taken(self, rows: Tensor | slice | list[int]) -> TaskBatch:
-        """Give the tasks of these rows, in their order."""
-        columns: dict[str, Any] = {name: column[rows] for name, column in vars(self).items() if name != "neighbours"}
-        if self.neighbours is not None:
-            columns["neighbours"] = self.neighbours._replace(first=self.neighbours.first[rows])
-        return TaskBatch(**columns)
-
-
-def exclusions(rows: Tensor, num_items: int) -> Tensor:
-    """`TaskBatch.excluded` [U, N] from catalogue rows [U, X], -1 where none."""
-    padded = torch.zeros(len(rows), num_items + 1, device=rows.device)
-    return padded.scatter_(1, torch.where(rows >= 0, rows, num_items), -torch.inf)[:, :num_items]
-
-
-class Served(NamedTuple):
-    """The served form: vectors [U, D] and [U, F], prior weight [U], bonus items [U, L] (N where none), bonus [U, L]."""
-
-    start: Tensor
-    deviation: Tensor
-    prior_weight: Tensor
-    bonus_items: Tensor
-    bonus: Tensor
-
-    @property
-    def q(self) -> Tensor:
-        """[U, D + F], start and deviation side by side."""
-        return torch.cat([self.start, self.deviation], 1)
-
-
-class Step(NamedTuple):
-    """What an event taught [U, …]: losses are capped; a rank of 0 says the item had no row (nothing was learnt).
-
-    "Adapted" is what was served: where the gate was closed, the start.
-    """
-
-    state: Tensor
-    state_events: Tensor
-    track: Tensor
-    loss_adapted: Tensor
-    loss_start: Tensor
-    rank_adapted: Tensor
-    rank_start: Tensor
-    rank_popular: Tensor
-
-
-class Top(NamedTuple):
-    """Best items [U, k] int64 (-1 past the last) and their calibrated logits [U, k] (-inf past the last).
-
-    use: [U] int64 whether the adapter made them, `models.gate.UNUSED` … `DIVERGED`.
-    """
-
-    items: Tensor
-    logits: Tensor
-    use: Tensor
-
-    def of(self, num: int) -> Top:
-        """The first users' lists."""
-        return Top(self.items[:num], self.logits[:num], self.use[:num])
 
 
 class _Support(NamedTuple):
@@ -235,7 +158,7 @@ class Ranker:
         start = self._plain(support, tasks, priors)
         own = start.gather(1, rows[:, None])
         self._finish(start, support, tasks)
-        _contest(start, rows, own)
+        contest(start, rows, own)
         prediction = self._prediction(start, rows, candidates)
         residual = self._inner.honest(
             self._item_factors.index_select(0, rows), self._expected(prediction, rows, candidates)
@@ -245,11 +168,14 @@ class Ranker:
         state, state_after = chains.carry(self._inner.discount, tasks.state, residual)
         adapted = self._adapted(start, self._inner_deviation(tasks, priors, state, events))
         place = rows if candidates is None else torch.full_like(rows, prediction.shape[1] - 1)
-        losses = _loss(self._prediction(adapted, rows, candidates), place, known), _loss(prediction, place, known)
+        losses = (
+            capped_loss(self._prediction(adapted, rows, candidates), place, known),
+            capped_loss(prediction, place, known),
+        )
         track, track_after = chains.carry(self._gate.discount, tasks.track[:, :1], (losses[1] - losses[0])[:, None])
         state_after, events, track_after = self._kept(state_after, chains.counts_after(events), track_after)
         is_open = self._gate.is_open(track[:, 0])
-        ranks = _rank(adapted, rows) * known, _rank(start, rows) * known
+        ranks = ranks_of(adapted, rows) * known, ranks_of(start, rows) * known
         return Step(
             state_after,
             events,
@@ -258,7 +184,7 @@ class Ranker:
             loss_start=losses[1],
             rank_adapted=torch.where(is_open, *ranks),
             rank_start=ranks[1],
-            rank_popular=_rank(self._popular(tasks, priors, rows), rows) * known,
+            rank_popular=ranks_of(self._popular(tasks, priors, rows), rows) * known,
         )
 
     def rank(self, tasks: TaskBatch, priors: Tensor, k: int) -> Top:
@@ -291,8 +217,8 @@ class Ranker:
             start = self._plain(self._memory(tasks, gains), tasks, priors)
             own = start.gather(1, rows[:, None])
             start[:, : self.items.num_items] += tasks.excluded
-            prediction = self._prediction(_contest(start, rows, own), rows, candidates, TAU)
-            losses.append(_loss(prediction, place, known))
+            prediction = self._prediction(contest(start, rows, own), rows, candidates, TAU)
+            losses.append(capped_loss(prediction, place, known))
         return torch.stack([losses[0] - loss for loss in losses[1:]], 1)
 
     def _recalled(
@@ -328,7 +254,7 @@ class Ranker:
         rows = torch.where(present, tasks.support, self.items.num_items)
         entries = (rows * len(self._parts))[:, None] + self._parts[:, None]
         gains = torch.where(present, tasks.weights, 0.0)[:, None] * left[:, -rows.shape[1] :]
-        vectors = _weighted(self.items.item_in, entries, gains)
+        vectors = weighted_sums(self.items.item_in, entries, gains)
         spread = self.items.spread.take(entries).mul_(gains).mul_(gains).sum(2)
         deviation = vectors.square().sum(2).add_(spread).sqrt_()
         if weights is None:
@@ -368,7 +294,7 @@ class Ranker:
             items, values = tasks.neighbours.items, tasks.neighbours.values
             rows = rows + tasks.neighbours.first[:, None]
         entries = rows[..., None] * len(self._parts) + self._parts
-        bonus = _weighted(values, entries, support.shares[..., -BONUS_SUPPORT:].transpose(1, 2))
+        bonus = weighted_sums(values, entries, support.shares[..., -BONUS_SUPPORT:].transpose(1, 2))
         neighbours = items.index_select(0, rows.flatten()).view(len(plain), -1)
         return plain.scatter_add(1, neighbours, bonus.view(len(plain), -1))
 
@@ -393,13 +319,13 @@ class Ranker:
         """Mean factors [U, F] under a prediction."""
         if candidates is None:
             return prediction @ self._factors.T
-        return _weighted(self._item_factors[:, None], torch.cat([candidates.columns, rows[:, None]], 1), prediction)
+        return weighted_sums(self._item_factors[:, None], torch.cat([candidates.columns, rows[:, None]], 1), prediction)
 
     def _popular(self, tasks: TaskBatch, priors: Tensor, rows: Tensor) -> Tensor:
-        """Popularity [U, N] as `_contest` leaves it."""
+        """Popularity [U, N] as `contest` leaves it."""
         popular = priors.index_select(0, tasks.prior_rows)
         own = popular.gather(1, rows[:, None])
-        return _contest(popular.add_(tasks.excluded), rows, own)
+        return contest(popular.add_(tasks.excluded), rows, own)
 
     def candidate_loss(self, tasks: TaskBatch, priors: Tensor, *, honest: bool) -> CrossEntropy:
         """Cross-entropy of the users' newest positives, offset by the start without its bonus list; priors [R, N].
@@ -444,37 +370,3 @@ class Ranker:
 
     def _adapted(self, start: Tensor, deviation: Tensor) -> Tensor:
         return torch.addmm(start, deviation, self._factors)
-
-
-def _weighted(table: Tensor, entries: Tensor, shares: Tensor) -> Tensor:
-    """Weighted sums over the last axis of entries [..., X] of a table [rows, P, V], row and part counted through."""
-    bags = entries.reshape(-1, entries.shape[-1])
-    weights = shares.reshape(bags.shape)
-    summed = functional.embedding_bag(bags, table.flatten(0, 1), per_sample_weights=weights, mode="sum")
-    return summed.view(*entries.shape[:-1], -1)
-
-
-def _loss(prediction: Tensor, place: Tensor, known: Tensor) -> Tensor:
-    """Cross-entropy [U] of a prediction [U, …] of what stands in place [U], capped."""
-    mass = prediction.gather(1, place[:, None])[:, 0]
-    return torch.where(known, -torch.log(mass.clamp(min=1e-30)), LOSS_LIMIT).clamp(max=LOSS_LIMIT)
-
-
-def _contest(scores: Tensor, rows: Tensor, own: Tensor) -> Tensor:
-    """Let the item in question, which scores `own` [U, 1], compete although it is excluded, in place."""
-    found = scores.gather(1, rows[:, None])
-    return scores.scatter_(1, rows[:, None], torch.where(found > -torch.inf, found, own))
-
-
-def _rank(scores: Tensor, rows: Tensor) -> Tensor:
-    """1-based rank [U] of the items in rows [U]; equal scores are ordered by row.
-
-    Comparisons are written as floats: four times faster than summing booleans, and exact up to 16 million items.
-    """
-    own, flags = scores.gather(1, rows[:, None]), torch.empty_like(scores)
-    ahead = torch.gt(scores, own, out=flags).sum(1)
-    tied = torch.ge(scores, own, out=flags).sum(1) - ahead > 1
-    if bool(tied.any()):
-        columns = torch.arange(scores.shape[1], device=scores.device)
-        ahead[tied] += ((scores[tied] == own[tied]) & (columns < rows[tied, None])).sum(1)
-    return 1 + ahead.long()

@@ -6,16 +6,11 @@ the most, stay those of the version. Letters: E events, N items, T text dimensio
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 from torch import Tensor
 
-from models import inner_tuning
 from models.episodes import Interactions
-from models.gate import Gate
 from models.item_tables import assemble_items
-from models.memories import Memories
 from models.meta_parameters import MetaParameters
 from models.ranker import LOSS_LIMIT, Ranker
 from models.replay import Replay, replay_start
@@ -66,18 +61,7 @@ def refit_gain(
 
 
 def _refitted(parameters: MetaParameters, window: Window) -> MetaParameters:
-    tuned = replace(inner_tuning.OFF, tau=parameters.tau)
-    choices = Choices(
-        weights=parameters.part_weights,
-        tuned=tuned,
-        calibration=parameters.calibration,
-        moments=popularity_moments(window.interactions),
-        recommend_seen=parameters.recommend_seen,
-        memories=Memories.of(parameters),
-        repeat_profile=parameters.repeat_profile,
-        gate=Gate(parameters.gate_discount, parameters.gate_credit),
-    )
-    return fit(window, choices)
+    return fit(window, Choices.of(parameters, popularity_moments(window.interactions)))
 
 
 def _sampled(total: int, first: int, seed: int) -> Tensor:

@@ -17,7 +17,7 @@ from models.factoring import ServedParts, centred, factor
 from models.gate import Gate
 from models.item_fitting import COUNTED, PARTS, Matrix, als_factors, part_matrices, similarity_scale
 from models.learner_tuning import Learnt, Method
-from models.learners import InnerSteps
+from models.learners import HONEST, InnerSteps
 from models.memories import Memories
 from models.meta_parameters import MetaParameters
 from models.recipe import DEFAULT, Recipe
@@ -64,34 +64,33 @@ class Choices:
     pairs_online: bool = False
     learnt: Learnt | None = None
 
+    @classmethod
+    def of(cls, parameters: MetaParameters, moments: Moments) -> Choices:
+        """Those of a version, with a window's moments; of its inner step only where that is the honest one."""
+        tuned = replace(inner_tuning.OFF, tau=parameters.tau)
+        if parameters.learner == HONEST and parameters.use_inner_step:
+            precision = float(parameters.precision.mean())
+            tuned = replace(tuned, discount=parameters.discount, precision=precision, pays=True)
+        return cls(
+            weights=parameters.part_weights,
+            tuned=tuned,
+            gate=Gate(parameters.gate_discount, parameters.gate_credit),
+            calibration=parameters.calibration,
+            moments=moments,
+            recommend_seen=parameters.recommend_seen,
+            memories=Memories.of(parameters),
+            repeat_profile=parameters.repeat_profile,
+            pairs_online=parameters.pairs_online,
+        )
+
 
 def fit(window: Window, choices: Choices) -> MetaParameters:
     """Fit all tables."""
-    interactions = window.interactions
-    history = History.of(interactions.users)
-    recipe, decays = window.recipe, choices.memories.decays[0]
-    sampled = _sample(history, window.seed)
-    served = factor(
-        centred(part_matrices(interactions, recipe)),
-        earlier(history, interactions.items, sampled, window.support_size),
-        support_gains(decays, window.support_size).expand(len(sampled), -1, -1),
-        choices.weights[popularity.bucket_of(history.position[sampled])][:, 1:],
-        num_dims=NUM_DIMS,
-        num_neighbours=NUM_NEIGHBOURS,
-    )
-    matrix = Matrix.of(interactions)
+    interactions, recipe = window.interactions, window.recipe
+    history, matrix = History.of(interactions.users), Matrix.of(interactions)
+    served = _served_parts(window, choices, history)
     users = torch.bincount(matrix.items, minlength=interactions.num_items).float()
-    factors = als_factors(
-        matrix,
-        num_factors=NUM_FACTORS,
-        ridge=recipe.als_ridge,
-        alpha=recipe.als_alpha,
-        seed=window.seed,
-    )
-    if choices.learnt:
-        factors, metric = _turned(factors, choices.learnt.basis, choices.moments)
-    else:
-        factors, metric = _rotated(factors, choices.moments)
+    factors, metric = _inner_factors(window, choices, matrix)
     events = torch.bincount(interactions.items, minlength=interactions.num_items).float()
     vectors = torch.cat([served.item_out, served.item_in.flatten(1), factors], 1)
     return MetaParameters(
@@ -126,6 +125,30 @@ def fit(window: Window, choices: Choices) -> MetaParameters:
         calibration=choices.calibration,
         counts=_counts(interactions, history, recipe.half_life),
     )
+
+
+def _served_parts(window: Window, choices: Choices, history: History) -> ServedParts:
+    """Factor the parts by the supports of sampled events."""
+    interactions, sampled = window.interactions, _sample(history, window.seed)
+    return factor(
+        centred(part_matrices(interactions, window.recipe)),
+        earlier(history, interactions.items, sampled, window.support_size),
+        support_gains(choices.memories.decays[0], window.support_size).expand(len(sampled), -1, -1),
+        choices.weights[popularity.bucket_of(history.position[sampled])][:, 1:],
+        num_dims=NUM_DIMS,
+        num_neighbours=NUM_NEIGHBOURS,
+    )
+
+
+def _inner_factors(window: Window, choices: Choices, matrix: Matrix) -> tuple[Tensor, Tensor]:
+    """Factors [N, F] in the basis that the inner step moves in, and the metric's diagonal [F]."""
+    recipe = window.recipe
+    factors = als_factors(
+        matrix, num_factors=NUM_FACTORS, ridge=recipe.als_ridge, alpha=recipe.als_alpha, seed=window.seed
+    )
+    if choices.learnt:
+        return _turned(factors, choices.learnt.basis, choices.moments)
+    return _rotated(factors, choices.moments)
 
 
 def popularity_moments(interactions: Interactions) -> Moments:
