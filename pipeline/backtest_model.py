@@ -17,6 +17,7 @@ from models.encoder import TextEncoder
 from models.episodes import Interactions
 from models.meta_parameters import MetaParameters
 from models.outer_loop import meta_train
+from models.recipe import DEFAULT, Recipe
 from pipeline.adaptation import Types
 from pipeline.backtest_figures import Floats, Judged
 from pipeline.catalogue import ListedItem
@@ -39,6 +40,7 @@ class Model:
     report: dict[str, Any]
     embeddings: Tensor
     seconds: float
+    recipe: Recipe
 
     def worker(
         self, log: InteractionLog, types: Types, make_ranker: MakeRanker, *, num_partitions: int = 1
@@ -102,7 +104,7 @@ def interactions_of(log: InteractionLog, events: Ints) -> Interactions:
 
 
 def train(
-    log: InteractionLog, fit: Ints, embeddings: Tensor, *, encoder: str, seed: int, tell: Tell, **recipe: Any
+    log: InteractionLog, fit: Ints, embeddings: Tensor, *, encoder: str, seed: int, tell: Tell, recipe: Recipe = DEFAULT
 ) -> Model:
     """Meta-train on the fit part's positives and the items that occur in it."""
     started = time.process_time()
@@ -115,23 +117,30 @@ def train(
         encoder=encoder,
         seed=seed,
         progress=tell,
-        **recipe,
+        recipe=recipe,
     )
-    return Model(parameters, report, embeddings, time.process_time() - started)
+    return Model(parameters, report, embeddings, time.process_time() - started, recipe)
 
 
 def for_later_events(model: Model, log: InteractionLog, fit: Ints, *, seed: int, tell: Tell) -> Model:
-    """The same model with the weights for a user's events 21 to 40, chosen on the fit part's users."""
+    """The same model for a user's events 21 to 40, fitted and chosen on the fit part's users."""
+    started = time.process_time()
     interactions, row_of = interactions_of(log, fit), np.full(len(log.item_ids), -1)
     place = {item_id: row for row, item_id in enumerate(log.item_ids)}
     ids = model.parameters.item_ids
-    row_of[[place[item_id] for item_id in ids]] = np.arange(len(ids))
+    known = [place[item_id] for item_id in ids]
+    row_of[known] = np.arange(len(ids))
     rows = torch.from_numpy(row_of)[interactions.items]
     trained = replace(interactions, items=rows, num_items=len(ids)).select(rows >= 0)
     parameters = later_horizon.for_later_events(
-        model.parameters, trained, seed=seed, progress=lambda n, of: tell("weights for later events", n, of)
+        model.parameters,
+        trained,
+        model.embeddings[known],
+        recipe=model.recipe,
+        seed=seed,
+        progress=lambda n, of: tell("parts and weights for later events", n, of),
     )
-    return replace(model, parameters=parameters)
+    return replace(model, parameters=parameters, seconds=model.seconds + time.process_time() - started)
 
 
 def stream(
