@@ -130,7 +130,11 @@ def _print_status(found: Status) -> None:
     shown = ("partition", "first_offset", "next_offset", "applied", "dead_lettered", "duplicates", "dropped", "skipped")
     headers = ("partition", "first", "next", "applied", "dead", "duplicates", "dropped", "skipped", "lag", "law")
     rows = [(*(getattr(p, name) for name in shown), p.lag, "BROKEN" if p.broken else "holds") for p in found.partitions]
-    print(columns(headers, rows) if rows else f"no worker has taken a partition of {found.topic} yet")
+    print(
+        columns(headers, rows)
+        if rows
+        else f"no worker has taken a partition of {found.topic} yet: run `innerloop worker`"
+    )
     fresh = found.freshness
     print(f"lag           {'unknown (broker: ' + found.broker + ')' if found.lag is None else f'{found.lag:,}'}")
     print(
@@ -143,7 +147,8 @@ def _print_status(found: Status) -> None:
     live = f"{found.live_version} since {found.live_since:%Y-%m-%d %H:%M:%S} UTC" if found.live_since else "none"
     print(f"live version  {live}{'' if found.live_version else ': run `innerloop meta-train`'}")
     print(f"dead letters  {found.dead_letters:,}, {found.dead_letters_open:,} of them not replayed")
-    print(f"monitor       {found.monitor}")
+    hint = ": run `innerloop monitor`" if found.monitor == "absent" else ""
+    print(f"monitor       {found.monitor}{hint}")
 
 
 def list_letters(

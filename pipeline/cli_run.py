@@ -104,7 +104,9 @@ def config(json: AsJson = False) -> None:
     if json:
         emit_json(values)
         return
-    rows = [(name, value, sources[name], Settings.model_fields[name].description) for name, value in values.items()]
+    # As one would write them: 0.5, not 0.5000.
+    texts = {name: None if value is None else str(value) for name, value in values.items()}
+    rows = [(name, texts[name], sources[name], Settings.model_fields[name].description) for name in values]
     print(columns(("setting", "value", "from", "meaning"), rows))
 
 

@@ -88,9 +88,10 @@ def endpoints(home: pathlib.Path) -> Endpoints:
     broker = embedded_broker.daemon(folder).address()
     socket_folder = embedded_database.daemon(folder).address()
     if broker is None or socket_folder is None:
-        away = " and ".join(name for name, found in (("broker", broker), ("database", socket_folder)) if found is None)
+        away = [name for name, found in (("broker", broker), ("database", socket_folder)) if found is None]
         raise ServicesDown(
-            f"the embedded {away} of {home} is not running: run `innerloop services up`, "
+            f"the embedded {' and '.join(away)} of {home} {'is' if len(away) == 1 else 'are'} not running: "
+            "run `innerloop services up`, "
             "or set INNERLOOP_BROKER and INNERLOOP_DATABASE_URL"
         )
     urls = {login: embedded_database.url(socket_folder, login) for login in embedded_database.LOGINS}

@@ -185,7 +185,7 @@ def _career(engine: Engine) -> Iterator[Connection]:
 def _one(connection: Connection, version: int) -> Version:
     row = connection.execute(select(*_COLUMNS).where(meta_versions.c.version == version)).one_or_none()
     if row is None:
-        raise NotPossible(f"there is no version {version}")
+        raise NotPossible(f"there is no version {version}: see `innerloop models list`")
     return _version(row)
 
 

@@ -94,6 +94,7 @@ class _Worker:
         await self._until_there(self.granting.catch_up)
         await self._in_thread(self.loop.wait_for_version)
         if self.stopped.is_set():
+            self.heartbeat.end()
             return OK
         return await self._consume()
 

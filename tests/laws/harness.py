@@ -196,7 +196,9 @@ class Worker:
     @property
     def positions(self) -> list[dict[str, int]]:
         return [
-            json.loads(line)["positions"] for line in self._out.read_text().splitlines(keepends=True) if "\n" in line
+            json.loads(line).get("positions", {})
+            for line in self._out.read_text().splitlines(keepends=True)
+            if "\n" in line
         ]
 
     @property

@@ -1,0 +1,98 @@
+"""A database that fails in the middle of a batch: what passes is waited out, and a batch has one effect."""
+
+from __future__ import annotations
+
+import time
+from contextlib import closing
+from typing import Any
+
+import psycopg2
+import pytest
+import torch
+
+from pipeline.session import StoreUnavailable
+from tests.conftest import Database
+from tests.test_loop import LAW, RECORD, STATE, assign, feed, fill, log, make_loop, query, sizes
+
+DAY_SECONDS = 86_400.0
+FAILS_TWICE = """CREATE SEQUENCE public.failures; GRANT USAGE ON SEQUENCE public.failures TO PUBLIC;
+    CREATE FUNCTION public.fail() RETURNS trigger LANGUAGE plpgsql AS $$
+    BEGIN
+        IF nextval('public.failures') <= 2 THEN RAISE EXCEPTION 'made to fail' USING ERRCODE = '{code}'; END IF;
+        RETURN NULL;
+    END $$;
+    CREATE TRIGGER fails BEFORE UPDATE ON innerloop.stream_position FOR EACH STATEMENT EXECUTE FUNCTION public.fail()"""
+
+
+@pytest.fixture
+def url(database: Database) -> str:
+    fill(database.owner_url)
+    torch.set_num_threads(1)
+    return database.writer_url
+
+
+def execute(url: str, statement: str) -> None:
+    with closing(psycopg2.connect(url)) as connection, connection.cursor() as cursor:
+        cursor.execute(statement)
+        connection.commit()
+
+
+def rows(database: Database) -> list[Any]:
+    return [query(database.owner_url, statement) for statement in (STATE, LAW, RECORD)]
+
+
+def undisturbed(url: str, database: Database) -> list[Any]:
+    """What a log leaves; taken away again."""
+    loop = make_loop(url)
+    assign(loop)
+    feed(loop, log(300), sizes(1, 90))
+    expected = rows(database)
+    for table in ("user_state", "stream_position", "prequential", "dead_letters", "item_statistics", "activations",
+                  "event_ids", "seen_items", "popular_items"):  # fmt: skip
+        execute(database.owner_url, f"TRUNCATE innerloop.{table}")
+    return expected
+
+
+@pytest.mark.parametrize(
+    "code",
+    ["40001", "40P01", "55P03", "53100", "53300", "25006"],
+    ids=["serialization", "deadlock", "lock timeout", "disk full", "too many connections", "read-only after failover"],
+)
+def test_a_failure_that_passes_is_waited_out_and_makes_no_dead_letter(code: str, url: str, database: Database) -> None:
+    expected = undisturbed(url, database)
+    loop = make_loop(url)
+    assign(loop)
+    execute(database.superuser_url, FAILS_TWICE.format(code=code))
+    feed(loop, log(300), sizes(1, 90))
+    assert query(database.superuser_url, "SELECT last_value > 2 FROM public.failures") == [(True,)]
+    assert rows(database) == expected
+
+
+def test_a_lost_answer_to_commit_has_one_effect(url: str, database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = undisturbed(url, database)
+    loop = make_loop(url)
+    assign(loop)
+    lost, original = iter([True]), loop.store.write
+
+    def write(*arguments: Any) -> None:
+        original(*arguments)
+        if next(lost, False):
+            raise StoreUnavailable("the connection was reset before the answer came")
+
+    monkeypatch.setattr(loop.store, "write", write)
+    feed(loop, log(300), sizes(1, 90))
+    assert next(lost, None) is None, "no answer was lost"
+    assert rows(database) == expected
+
+
+@pytest.mark.parametrize("days", [-1, 1])
+def test_a_clock_a_day_off_changes_no_row(
+    days: int, url: str, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = undisturbed(url, database)
+    true = time.time
+    monkeypatch.setattr(time, "time", lambda: true() + days * DAY_SECONDS)
+    loop = make_loop(url)
+    assign(loop)
+    feed(loop, log(300), sizes(1, 90))
+    assert rows(database) == expected
