@@ -22,6 +22,7 @@ from schemas.database import connect_engine
 from tests.conftest import Database
 from tests.factories import Record
 from tests.laws.harness import NUM_PARTITIONS, TOPIC, Deployment, fill_catalogue, query
+from tests.laws.launcher import short_epochs
 
 LAW = """SELECT partition, first_offset, next_offset, applied, dead_lettered, duplicates, dropped, skipped, broken
     FROM innerloop.law WHERE topic = 'interactions' ORDER BY partition"""
@@ -93,6 +94,7 @@ def _assert_equal(mine: list[tuple[Any, ...]], other: list[tuple[Any, ...]], num
             np.testing.assert_allclose(np.array(got, float), np.array(value, float), rtol=1e-6, atol=1e-6)
 
 
+@short_epochs()
 def replay(deployment: Deployment, log: Sequence[topics.Record], database: Database) -> None:
     """Put the whole log through a loop in this process."""
     arithmetic.prepare(1)
