@@ -51,7 +51,7 @@ TITLES = {
     "item-knn-repeats": "ItemKNN + prior + repeat",
     "start": "innerloop's start (not adapted)",
     "adapted": "innerloop, adapted",
-    "stream": "innerloop with the stream's weights",
+    "stream": "innerloop, the stream's model",
 }
 MOST_HISTORY = 2000
 BLOCK = 256

@@ -33,7 +33,7 @@ section {{ background: #fff; border: 1px solid #e4e8ec; border-radius: 10px; pad
 table {{ border-collapse: collapse; width: 100%; font-size: 13.5px; font-variant-numeric: tabular-nums }}
 th {{ text-align: right; color: #5b6875; font-weight: 600; border-bottom: 1px solid #cfd6dd; padding: 5px 8px }}
 td {{ text-align: right; border-bottom: 1px solid #eef1f4; padding: 5px 8px; white-space: nowrap }}
-th:first-child, td:first-child {{ text-align: left; white-space: normal }}
+th:first-child, td:first-child {{ text-align: left; white-space: normal; min-width: 12em }}
 tr.own td {{ font-weight: 600 }} td.better {{ color: #0b6e4f }} td.worse {{ color: #c8553d }}
 svg {{ max-width: 100%; height: auto }} .scroll {{ overflow-x: auto }}
 .pair {{ display: flex; flex-wrap: wrap; gap: 20px; align-items: center }} .pair > * {{ flex: 1 1 300px }}

@@ -96,12 +96,15 @@ class StaticResult:
         means = ", ".join(f"{self.at('adapted', shots)[0].mean:.3f} at K = {shots}" for shots in SHOTS)
         said = [f"{len(self.cut.users):,} users after exactly K events, nDCG@10 ({self.query} query): {means}."]
         own = self.ahead("start")[0]
-        said.append(f"The inner step adds {own.mean:+.4f} [{own.low:+.4f}, {own.high:+.4f}] on the mean over K.")
+        if self.about["inner_step"]:
+            said.append(f"The inner step adds {own.mean:+.4f} [{own.low:+.4f}, {own.high:+.4f}] on the mean over K.")
+        else:
+            said.append("The inner step is off: on training users it does not pay for what is asked here.")
         if "stream" in self.scores:
             pull = self.ahead("stream")[0]
             said.append(
-                f"Events 21 to 40 are not what comes next: the stream's own weights, which stay the served ones, "
-                f"have {pull.mean:+.4f} [{pull.low:+.4f}, {pull.high:+.4f}] less here."
+                f"Events 21 to 40 are not what comes next: this model is fitted for them and is ahead of the stream's, "
+                f"which stays the served one, by {pull.mean:+.4f} [{pull.low:+.4f}, {pull.high:+.4f}]."
             )
         for name in self.peers[:1]:
             best = self.ahead(name)[0]
@@ -145,7 +148,7 @@ def judge(
     """Score every case after K events, by the worker's own code and by each peer."""
     scores: dict[str, Scores] = {}
     if query == "gap":
-        # the stream's weights ask for what comes next; shown beside those for what is asked here
+        # the stream's model asks for what comes next; shown beside the one for what is asked here
         scores["stream"], _ = worker_scores(model.worker(log, types, ScoreTaker), log, cut, tell)
         model = for_later_events(model, log, cut.fit, seed=seed, tell=tell)
     scores["adapted"], scores["start"] = worker_scores(model.worker(log, types, ScoreTaker), log, cut, tell)
@@ -155,7 +158,8 @@ def judge(
     made = backtest_peers.make_peers(fitted, peers, trial, least_events=least, seed=seed, progress=tell)
     for named in made:
         scores[named.name] = {shots: _peer_scores(named.peer, log, cut, shots) for shots in SHOTS}
-    about = {"protocol": "static", "data": name, "query": query, "seed": seed}
+    about: dict[str, Any] = {"protocol": "static", "data": name, "query": query, "seed": seed}
+    about["inner_step"] = model.parameters.use_inner_step
     settings = {named.name: named.settings for named in made if named.settings}
     return StaticResult(log, cut, query, scores, settings, model.report, about, notes)
 

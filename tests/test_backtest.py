@@ -80,6 +80,7 @@ def test_static_episodes_are_judged_and_users_do_not_learn_from_each_other(
     found = backtest(data[0], *arguments, capsys=capsys, monkeypatch=monkeypatch)
     assert set(found["by_k"]["adapted"]) == {"1", "3", "5", "10", "20"}
     assert found["by_k"]["popular"]["1"] == found["by_k"]["popular"]["20"], "the same list, the same query"
+    assert any("inner step is off" in line for line in found["headline"]) == (not found["inner_step"])
     assert np.load(scores)["k3"].shape == (found["cases"], found["items"])
     assert found["by_k"]["adapted"]["20"]["ndcg"][0] > found["by_k"]["popular"]["20"]["ndcg"][0]
 
