@@ -7,7 +7,8 @@ history, which the first version learns from as a file; the rest is fed block by
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from itertools import islice
@@ -18,14 +19,14 @@ from pipeline.demo_parts import write_lines
 from pipeline.drift_decision import UNKNOWN_GAIN
 from pipeline.outbox import Outbox
 from pipeline.settings import Settings
-from pipeline.synthetic import Drawn, Drift, Plan
+from pipeline.synthetic import DAY_MS, Drawn, Drift, Plan, draw_events, item_id
 from pipeline.synthetic_messages import messages
 from tests.laws.harness import Deployment, Worker, lag, query, send, wait_until
 
 HISTORY, QUIET = 5000, 5000  # events that the first version learns from; then fed before anything happens
 VISITORS = 150  # at any time
-EVENTS_EACH = 13
-BLOCK = 500
+EVENTS_EACH, PER_DAY = 13, 2000.0
+BLOCK, LARGE_BLOCK = 500, 5000  # events between two looks; of a long feed
 # A drift of a few thousand events must be enough for everything; `make test-long` keeps the defaults.
 QUICK = {
     "drift_labels": 1000, "drift_users": 100, "drift_new_labels": 3000, "promote_events": 500, "promote_users": 50,
@@ -49,9 +50,42 @@ def plan(further: int, **changes: Any) -> Plan:
     users = choices // EVENTS_EACH
     made = Plan(
         users=users, items=200, choices=choices, activity=0.3, arrivals=1.0, stay=VISITORS / users,
-        choices_per_day=2000.0, sharpness=5.0, seed=1,
+        choices_per_day=PER_DAY, sharpness=5.0, seed=1,
     )  # fmt: skip
     return replace(made, **changes)
+
+
+def nothing_to_cure(length: int) -> Iterator[Drawn]:
+    """History and quiet, then as long each: one visitor in a hundred takes what she likes least; other kinds of events
+    on articles that are shown otherwise; choices that are easier to foresee."""
+    first = plan(length)
+    for drawn in draw_events(first):
+        assert drawn.truth is not None
+        inverted = drawn.user % 100 == 0 and _number(drawn) >= HISTORY + QUIET
+        yield _taking(drawn, int(drawn.truth.argmin())) if inverted else drawn
+    shifted = replace(
+        first, choices=length, drifts=(Drift(0, "exposure", 0.3),), types=(("purchase", 0.6), ("click", 0.4)),
+        daily_rate=0.8,
+    )  # fmt: skip
+    yield from _continued(draw_events(shifted), "shifted", first.choices)
+    easier = replace(first, choices=length, sharpness=8.0)
+    yield from _continued(draw_events(easier), "easier", first.choices + length)
+
+
+def _number(drawn: Drawn) -> int:
+    return int(drawn.event["event_id"].removeprefix("c-"))
+
+
+def _taking(drawn: Drawn, item: int) -> Drawn:
+    return replace(drawn, item=item, event=drawn.event | {"item_id": item_id(item)})
+
+
+def _continued(stream: Iterator[Drawn], who: str, events_before: int) -> Iterator[Drawn]:
+    """A stream of other visitors, on the days after so many events."""
+    later = math.ceil(events_before / PER_DAY + 1) * DAY_MS
+    for drawn in stream:
+        own = {name: f"{who}-{drawn.event[name]}" for name in ("event_id", "user_id")}
+        yield replace(drawn, event=drawn.event | own | {"ts": drawn.event["ts"] + later})
 
 
 def meaning_changes(further: int) -> Plan:
@@ -62,9 +96,17 @@ def meaning_changes(further: int) -> Plan:
 class Shop:
     """The parts, and the stream that is fed to them."""
 
-    def __init__(self, deployment: Deployment, of: Iterator[Drawn], items: Sequence[dict[str, Any]], **settings: Any):
+    def __init__(
+        self,
+        deployment: Deployment,
+        of: Iterator[Drawn],
+        items: Sequence[dict[str, Any]],
+        settings: Mapping[str, Any],
+        *,
+        trains: bool = True,
+    ) -> None:
         self.deployment, self.reader = deployment, deployment.database.reader_url
-        self._stream, self._items = of, items
+        self._stream, self._items, self._trains = of, items, trains
         self._parts = ExitStack()
         self.fed = 0
         self.times: list[int] = []  # event times of what was fed
@@ -91,7 +133,7 @@ class Shop:
                 outbox.send(number, item["item_id"].encode(), json.dumps(item).encode())
         self._parts.enter_context(self._part("worker")).wait_until_ready()
         self.monitor = self._parts.enter_context(self._part("monitor"))
-        self.trainer = self._parts.enter_context(self._part("trainer"))
+        self.trainer = self._parts.enter_context(self._part("trainer")) if self._trains else None
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -103,7 +145,7 @@ class Shop:
     def feed(self, count: int) -> None:
         """Send so many events, and wait until worker and monitor have read them."""
         while count > 0:
-            drawn = list(islice(self._stream, min(count, BLOCK)))
+            drawn = list(islice(self._stream, min(count, LARGE_BLOCK if count > 4 * LARGE_BLOCK else BLOCK)))
             assert drawn, "the stream has ended"
             self.times += [int(one.event["ts"]) for one in drawn]
             send(self.deployment.broker, list(messages(drawn, duplicates=0.0, malformed=0.0, seed=0)))

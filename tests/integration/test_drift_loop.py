@@ -10,8 +10,21 @@ import pytest
 from pipeline.synthetic import Plan, catalogue, draw_events
 from tests.brokers import Tansu
 from tests.conftest import Database
-from tests.integration.drift_shop import ALARMS, DECISIONS, QUICK, QUIET, REQUESTS, VERSIONS, Shop, meaning_changes
+from tests.integration.drift_shop import (
+    ALARMS,
+    DECISIONS,
+    QUICK,
+    QUIET,
+    REQUESTS,
+    VERSIONS,
+    Shop,
+    meaning_changes,
+    nothing_to_cure,
+    plan,
+)
 from tests.laws.harness import Deployment, Launcher, query
+
+pytestmark = pytest.mark.timeout(900)  # some 45 s of a core, but four processes that wait for each other
 
 RECORDED_SINCE = """SELECT count(*) FROM innerloop.prequential p, unnest(p.record_times) AS at WHERE at >= %s"""
 
@@ -29,7 +42,7 @@ def deployment(broker: Tansu, database: Database, tmp_path: Path, launcher: Laun
 
 
 def shop(deployment: Deployment, of: Plan, *, quick: bool) -> Shop:
-    return Shop(deployment, draw_events(of), list(catalogue(of)), **(QUICK if quick else {}))
+    return Shop(deployment, draw_events(of), list(catalogue(of)), QUICK if quick else {})
 
 
 @pytest.mark.parametrize(
@@ -75,3 +88,21 @@ def assert_judged_on_later_events_and_tried(running: Shop) -> None:
     steps = running.rows("SELECT action, actor FROM innerloop.audit WHERE subject = 'version 2' ORDER BY audit")
     assert steps[-2:] == [("canary", "trainer"), ("promote", "monitor")]
     assert running.rows("SELECT count(*) FROM innerloop.law WHERE broken") == [(0,)]
+
+
+@pytest.mark.parametrize(
+    ("quick", "length"),
+    [(True, 4000), pytest.param(False, 30_000, marks=[pytest.mark.long, pytest.mark.timeout(1800)])],
+)
+def test_inverted_users_other_input_and_improvement_ask_for_no_retraining(
+    deployment: Deployment, quick: bool, length: int
+) -> None:
+    settings = QUICK if quick else {}
+    items = list(catalogue(plan(length)))
+    with Shop(deployment, nothing_to_cure(length), items, settings, trains=False) as running:
+        running.feed(QUIET)
+        for what in ("one user in a hundred inverted", "other kinds and other exposure", "improvement"):
+            running.feed(length)
+            print(what, running.loss(running.fed - length // 2, running.fed), running.rows(ALARMS))
+            assert running.rows(REQUESTS) == [], what
+        print(*running.rows(DECISIONS), sep="\n")
