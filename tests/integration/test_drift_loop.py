@@ -90,9 +90,11 @@ def assert_judged_on_later_events_and_tried(running: Shop) -> None:
     assert running.rows("SELECT count(*) FROM innerloop.law WHERE broken") == [(0,)]
 
 
+@pytest.mark.long
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize(
     ("quick", "length"),
-    [(True, 4000), pytest.param(False, 30_000, marks=[pytest.mark.long, pytest.mark.timeout(1800)])],
+    [(True, 4000), (False, 30_000)],
 )
 def test_inverted_users_other_input_and_improvement_ask_for_no_retraining(
     deployment: Deployment, quick: bool, length: int
