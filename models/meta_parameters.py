@@ -69,6 +69,8 @@ class MetaParameters:
         part_decays: [P] weight kept per event of age: the first memory.
         memory_decays: [M - 1, P] those of further memories, see `models.memories`; none where they did not win.
         part_weights: [B, 1 + P] weight of position popularity, then of each part, by bucket of K.
+        scene_shares: [B] how much of the parts counts, by bucket of K, for users none of whose items is trained, see
+            `models.scene_tuning`; the rest is popularity.
         repeat_profile: [A, C] what it is worth to have had an item, see `models.repeats`; zeros where nobody repeats.
         calibration: [B, 2] positive scale and offset from score to logit, by bucket of K.
         counts: [B, n] position-popularity counts at the end of the window.
@@ -117,6 +119,7 @@ class MetaParameters:
     part_decays: Tensor
     memory_decays: Tensor
     part_weights: Tensor
+    scene_shares: Tensor
     repeat_profile: Tensor
     calibration: Tensor
     counts: Tensor
@@ -192,6 +195,7 @@ class MetaParameters:
             "part_decays": (p,),
             "memory_decays": (self.memory_decays.shape[0], p),
             "part_weights": (NUM_BUCKETS, 1 + p),
+            "scene_shares": (NUM_BUCKETS,),
             "repeat_profile": repeats.SHAPE,
             "calibration": (NUM_BUCKETS, 2),
             "counts": (NUM_BUCKETS, n),

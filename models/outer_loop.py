@@ -101,6 +101,7 @@ def _neutral(window: Window, *, recommend_seen: bool) -> Choices:
         moments=popularity_moments(window.interactions),
         recommend_seen=recommend_seen,
         memories=Memories.single(window.recipe.decays),
+        scene_shares=torch.zeros(popularity.NUM_BUCKETS),
         repeat_profile=repeat_fitting.OFF.profile,
     )
 

@@ -76,7 +76,12 @@ class Ranker:
         self.state_size: int = parameters.item_factors.shape[1]
         self._memories = Memories.of(parameters)
         self.track_size = len(self._memories)
+        known = items.trained_index >= 0
         self._weights = parameters.part_weights.to(device)
+        # None where no item is new, which is the common case
+        self._trained = None if bool(known.all()) else functional.pad(known, (0, 1))
+        self._scene_weights = self._weights * parameters.scene_shares.to(device)[:, None]
+        self._scene_weights[:, 0] += 1.0 - parameters.scene_shares.to(device)
         self._calibration = parameters.calibration.to(device)
         num_items, dims = items.num_items, parameters.item_out.shape[1]
         columns = functional.pad(items.vectors.T, (0, _LINE - num_items % _LINE)).contiguous()
@@ -92,7 +97,6 @@ class Ranker:
             parameters.step_rates.to(device),
             parameters.precision.to(device),
         )
-        known = items.trained_index >= 0
         events = parameters.item_events.to(device)[items.trained_index.clamp(min=0)]
         self._item_events = torch.where(known, events, 0.0)
         self._negatives = draw_negatives(self._item_events)
@@ -258,11 +262,20 @@ class Ranker:
         spread = self.items.spread.take(entries).mul_(gains).mul_(gains).sum(2)
         deviation = vectors.square().sum(2).add_(spread).sqrt_()
         if weights is None:
-            weights = self._weights.index_select(0, bucket_of(tasks.num_events))
+            weights = self._part_weights(tasks, rows)
         # a part that says nothing about a user (no support) has weight zero
         scale = torch.where(deviation > 0, weights[:, 1:] / deviation.clamp(min=1e-12), 0.0)[..., None]
         repeats = bonuses(self._repeats, cells(tasks.support)) if self._repeats is not None else None
         return _Support((vectors * scale).sum(1), weights[:, 0], rows, gains * scale, repeats)
+
+    def _part_weights(self, tasks: TaskBatch, rows: Tensor) -> Tensor:
+        """Weights [U, 1 + P] of popularity and parts; less of the parts for users in a scene that is new."""
+        bucket = bucket_of(tasks.num_events)
+        weights = self._weights.index_select(0, bucket)
+        if self._trained is None:
+            return weights
+        is_new = (rows < self.items.num_items).any(1) & ~self._trained[rows].any(1)
+        return torch.where(is_new[:, None], self._scene_weights.index_select(0, bucket), weights)
 
     def _plain(self, support: _Support, tasks: TaskBatch, priors: Tensor) -> Tensor:
         """Compute what the start gives to all items without the bonus list [U, W], nothing excluded."""

@@ -60,6 +60,7 @@ class Choices:
     moments: Moments
     recommend_seen: bool
     memories: Memories
+    scene_shares: Tensor
     repeat_profile: Tensor
     pairs_online: bool = False
     learnt: Learnt | None = None
@@ -79,6 +80,7 @@ class Choices:
             moments=moments,
             recommend_seen=parameters.recommend_seen,
             memories=Memories.of(parameters),
+            scene_shares=parameters.scene_shares,
             repeat_profile=parameters.repeat_profile,
             pairs_online=parameters.pairs_online,
         )
@@ -121,6 +123,7 @@ def fit(window: Window, choices: Choices) -> MetaParameters:
         text_map=text_ridge(window.text_embeddings, vectors, events),
         **choices.memories.fields(),
         part_weights=choices.weights,
+        scene_shares=choices.scene_shares,
         repeat_profile=choices.repeat_profile,
         calibration=choices.calibration,
         counts=_counts(interactions, history, recipe.half_life),

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from models import gate_tuning, inner_tuning, memory_tuning, pair_judgement, repeat_fitting
+from models import gate_tuning, inner_tuning, memory_tuning, pair_judgement, repeat_fitting, scene_tuning
 from models.calibration import calibrate
 from models.episodes import History, Interactions, earlier
 from models.figures import interval, query_ranks, set_ndcg, user_means
@@ -77,11 +77,14 @@ def validate(later: Later, neutral: Choices, method: Method) -> tuple[Choices, d
         ranker = later.ranker(replace(fitted, part_weights=weights, repeat_profile=again.profile))
         replay = later.replay(ranker)
     adapted = _adaptation(later, ranker, replay, method)
+    making_new = partial(later.tell, "try a scene made new")
+    shares = scene_tuning.tune(ranker.parameters, later.window, later.cut, progress=making_new)
     choices = replace(
         neutral,
         weights=ranker.parameters.part_weights,
         memories=Memories.of(ranker.parameters),
         repeat_profile=again.profile,
+        scene_shares=shares.by_bucket,
         tuned=adapted.tuned,
         learnt=adapted.learnt,
         gate=adapted.judged.gate,
@@ -93,6 +96,8 @@ def validate(later: Later, neutral: Choices, method: Method) -> tuple[Choices, d
         "validation_events": len(replay.targets),
         "start_set_ndcg": interval(figures, seed=later.window.seed).as_list(),
         "gain_of_memories": mixed.gain.as_list(),
+        "scene_shares": [round(share, 3) for share in shares.by_bucket.tolist()],
+        "gain_in_new_scenes": shares.gain.as_list(),
         "gain_of_repeats": again.gain.as_list(),
         "gain_of_online_pairs": pairs.gain.as_list(),
         "pairs_online": "on" if pairs.pays else "off: they do not pay on validation users",

@@ -123,6 +123,7 @@ def meta_parameters(
         "memory_discount": 0.9,
         "memory_rate": 1.0,
         "memory_caution": 0.5,
+        "scene_shares": torch.full((NUM_BUCKETS,), 0.25),
         "repeat_profile": torch.zeros(SHAPE),
         "part_weights": torch.full((NUM_BUCKETS, 1 + p), 1 / (1 + p)),
         "calibration": torch.tensor([[1.0, 0.0]]).repeat(NUM_BUCKETS, 1),

@@ -71,6 +71,7 @@ def small_parameters(**changes: object) -> MetaParameters:
         "memory_rate": 0.5,
         "memory_caution": 2.0,
         "part_weights": draw(NUM_BUCKETS, 1 + P),
+        "scene_shares": draw(NUM_BUCKETS).abs(),
         "repeat_profile": draw(*SHAPE),
         "calibration": draw(NUM_BUCKETS, 2).abs(),
         "counts": draw(NUM_BUCKETS, N).abs(),
