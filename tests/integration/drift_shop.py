@@ -20,7 +20,7 @@ from pipeline.drift_decision import UNKNOWN_GAIN
 from pipeline.outbox import Outbox
 from pipeline.settings import Settings
 from pipeline.synthetic import DAY_MS, Drawn, Drift, Plan, draw_events, item_id
-from pipeline.synthetic_messages import messages
+from pipeline.synthetic_messages import Message
 from tests.laws.harness import Deployment, Worker, lag, query, send, wait_until
 
 HISTORY, QUIET = 5000, 5000  # events that the first version learns from; then fed before anything happens
@@ -148,7 +148,11 @@ class Shop:
             drawn = list(islice(self._stream, min(count, LARGE_BLOCK if count > 4 * LARGE_BLOCK else BLOCK)))
             assert drawn, "the stream has ended"
             self.times += [int(one.event["ts"]) for one in drawn]
-            send(self.deployment.broker, list(messages(drawn, duplicates=0.0, malformed=0.0, seed=0)))
+            events = [one.event for one in drawn]
+            send(
+                self.deployment.broker,
+                [Message(event["user_id"].encode(), json.dumps(event).encode(), "applied") for event in events],
+            )
             count -= len(drawn)
             self.fed += len(drawn)
             wait_until(lambda: lag(self.deployment) == 0)
