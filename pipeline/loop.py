@@ -7,7 +7,7 @@ what is left are conditions that end the process, because a restart from the pos
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 
 import structlog
@@ -180,6 +180,8 @@ class Loop:
                 self._activate_under(adaptation, {partition: held[partition] for partition in partitions})
 
     def _activate_under(self, adaptation: Adaptation, held: Mapping[int, int]) -> None:
+        # What a version counted begins a partition's statistics also where the catalogue has not been read yet.
+        self.patiently(lambda: self._number(adaptation, adaptation.ranker.parameters.item_ids))
         statistics = adaptation.statistics
         missing = [partition for partition in held if partition not in statistics]
         if missing:
@@ -237,8 +239,11 @@ class Loop:
         table.slots([user_id for user_id in partitions if user_id not in absent])  # touched: not to be evicted now
         if missing:
             self.store.load_users(table, missing, partitions)
+        self._number(adaptation, {event.item_id for event in batch.events})
+
+    def _number(self, adaptation: Adaptation, item_ids: Iterable[str]) -> None:
         known = adaptation.catalogue.number_of
-        unknown = {event.item_id for event in batch.events if event.item_id not in known}
+        unknown = {item_id for item_id in item_ids if item_id not in known}
         if unknown:
             adaptation.catalogue.number(number_items(self.store, sorted(unknown)))
 

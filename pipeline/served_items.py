@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from models.candidates import Candidates
-from models.item_tables import initial_counts
 from models.neighbours import initial_pairs, stakes_of
 from models.pair_counts import WINDOW, PairTable
 from models.popularity import NUM_BUCKETS, bucket_of, priors
@@ -84,7 +83,8 @@ class ServedItems:
         """Statistics of a partition that has none yet: the version's counts, as of this offset's epoch."""
         parameters = self._ranker.parameters
         counts = torch.zeros(NUM_BUCKETS, len(self._catalogue.row_of))
-        counts[:, self._row_nos] = initial_counts(parameters, self._catalogue.tables.trained_index).cpu()
+        numbers = self._numbers()
+        counts[:, numbers[numbers >= 0]] = parameters.counts[:, numbers >= 0].cpu()
         self._statistics[partition] = ItemStatistics(offset // EPOCH * EPOCH, counts, parameters.half_life)
         self.take_up(partition)
 
@@ -141,8 +141,12 @@ class ServedItems:
         return prior
 
     def _initial_pairs(self) -> PairTable:
+        return initial_pairs(self._ranker.parameters, self._numbers(), len(self._catalogue.row_of))
+
+    def _numbers(self) -> Tensor:
+        """Item numbers of the version's items [n], -1 for those that have none: nobody but this version knows them."""
         numbers = [self._catalogue.number_of.get(item_id, -1) for item_id in self._ranker.parameters.item_ids]
-        return initial_pairs(self._ranker.parameters, torch.tensor(numbers), len(self._catalogue.row_of))
+        return torch.tensor(numbers, dtype=torch.int64)
 
 
 def _pending_pairs(pairs: OnlinePairs, events: Applied, counted: Ints) -> list[PairEvents]:

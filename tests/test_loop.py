@@ -353,6 +353,24 @@ def test_items_are_walked_like_events(url: str, database: Database) -> None:
         loop.advance([chunk([Record("items", 0, 9, 0, b"new", rows[0])])])
 
 
+def test_what_a_version_counted_holds_also_where_partitions_were_taken_over_before_the_catalogue_came(
+    url: str, database: Database
+) -> None:
+    records = log(1500)
+    loop = make_loop(url)
+    assign(loop)
+    feed(loop, records, sizes(1, 300))
+    expected = query(database.owner_url, RECORD)
+    forget_all(database)
+    query_write(database.owner_url, "TRUNCATE innerloop.items, innerloop.catalogue_snapshots CASCADE")
+    late = make_loop(url)
+    late.take_over({("interactions", 0): (0, 10**6), ("items", 0): (0, len(ITEMS))})
+    rows = [json.dumps({"v": 1, "item_id": item, "text": f"text of {item}"}).encode() for item in ITEMS]
+    late.advance([chunk([Record("items", 0, n, 0, ITEMS[n].encode(), row) for n, row in enumerate(rows)])])
+    feed(late, records, sizes(1, 300))
+    assert query(database.owner_url, RECORD) == expected
+
+
 def test_items_written_again_use_up_no_numbers(url: str, database: Database) -> None:
     loop = make_loop(url)
     loop.take_over({("items", 0): (0, 99)})
