@@ -33,7 +33,9 @@ def save(found: History, path: Path) -> None:
     payload = png(found)
     if path.suffix == ".html":
         image = base64.b64encode(payload).decode()
-        page = f'<!doctype html><meta charset="utf-8"><title>drift</title><img src="data:image/png;base64,{image}">'
+        head = '<!doctype html><meta charset="utf-8"><title>innerloop: drift, decisions, versions</title>'
+        words = "loss, what the detectors saw, decisions and versions over time"
+        page = f'{head}<img style="max-width:100%" alt="{words}" src="data:image/png;base64,{image}">'
         payload = page.encode()
     path.write_bytes(payload)
 
