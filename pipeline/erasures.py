@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from pipeline import topics
 from pipeline.batching import Walk, walk
-from pipeline.chunks import Chunk
+from pipeline.chunks import Chunk, Record
 from pipeline.failpoints import reach
 from pipeline.forgotten import READ_KEY, user_hash
 from pipeline.outbox import Outbox
@@ -40,18 +40,6 @@ class Erased:
     users: int = 0
     predictions: int = 0
     dead_letters: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class _Read:
-    """A record with its topic, as `walk` expects it."""
-
-    topic: str
-    partition: int
-    offset: int
-    timestamp: int
-    key: bytes | None
-    value: bytes | None
 
 
 def ask(broker: str, topic: str, user_id: str) -> None:
@@ -102,16 +90,16 @@ class Erasures:
         return found
 
     def _chunks(self, positions: dict[int, int]) -> Iterator[Chunk]:
-        waiting: dict[int, list[_Read]] = {}
+        waiting: dict[int, list[Record]] = {}
         for row in topics.read_topic(self._broker, self._topic, starts=positions):
             rows = waiting.setdefault(row.partition, [])
-            rows.append(_Read(self._topic, row.partition, row.offset, row.timestamp_ms, row.key, row.value))
+            rows.append(row)
             if len(rows) == TOGETHER:
                 yield self._chunk(waiting.pop(row.partition), positions)
         for rows in waiting.values():
             yield self._chunk(rows, positions)
 
-    def _chunk(self, rows: list[_Read], positions: dict[int, int]) -> Chunk:
+    def _chunk(self, rows: list[Record], positions: dict[int, int]) -> Chunk:
         partition = rows[0].partition
         return Chunk(self._topic, partition, positions[partition], rows[-1].offset + 1, rows)
 

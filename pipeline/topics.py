@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 from kafka import KafkaAdminClient, KafkaConsumer, TopicPartition
 from kafka.errors import KafkaError, TopicAlreadyExistsError, UnknownTopicOrPartitionError, for_code
 
+from pipeline.chunks import Record
 from schemas.errors import ConfigurationError
 
 COMPACTED = {"cleanup.policy": "compact"}
@@ -30,17 +30,6 @@ class TopicMissing(ConfigurationError):
 
 class PartitionsDiffer(ConfigurationError):
     """A topic has other partitions than the setting: users live in partitions, so their number never changes."""
-
-
-@dataclass(frozen=True)
-class Record:
-    """One Kafka record as bytes; `timestamp_ms` is Kafka's own."""
-
-    partition: int
-    offset: int
-    timestamp_ms: int
-    key: bytes | None
-    value: bytes | None
 
 
 class _TopicNames(Protocol):
@@ -140,7 +129,7 @@ def read_topic(
                 for record in batch:
                     if record.offset < ends[tp.partition]:
                         num_read += 1
-                        yield Record(tp.partition, record.offset, record.timestamp, record.key, record.value)
+                        yield record
             if progress:
                 progress(num_read)
             # The position, not the last record: the last offsets may be markers that hold no record.

@@ -11,9 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.catalogue_feed import item_record
+from pipeline.chunks import Record
 from pipeline.lines import open_source
 from pipeline.produce import interaction_record
-from pipeline.topics import Record, read_topic
+from pipeline.topics import read_topic
 from schemas.errors import ConfigurationError
 from schemas.event_types import CODES
 from schemas.events import CatalogueItem, Erasure, Interaction, Rejected, parse_erasure, parse_interaction, parse_item
@@ -118,7 +119,7 @@ def events_of_file(path: str, mapping: Mapping | None) -> Iterator[Interaction |
 def events_of_topic(broker: str, topic: str, mapping: Mapping | None) -> Iterator[Interaction | Rejected]:
     """Read the topic as it is now, from its beginning, by the worker's decoder."""
     for record in read_topic(broker, topic):
-        yield parse_interaction(record.key, record.value, record.timestamp_ms, mapping=mapping)
+        yield parse_interaction(record.key, record.value, record.timestamp, mapping=mapping)
 
 
 @dataclass(frozen=True)
@@ -138,11 +139,11 @@ def window_of_topic(
     """
     found = []
     for record in read_topic(broker, topic, since_ms=since_ms, progress=progress):
-        event = parse_interaction(record.key, record.value, record.timestamp_ms, mapping=mapping)
+        event = parse_interaction(record.key, record.value, record.timestamp, mapping=mapping)
         asked_ms = erased.get(event.user_id, -1) if isinstance(event, Interaction) else -1
-        gone = isinstance(event, Interaction) and min(record.timestamp_ms, event.ts_ms) <= asked_ms
-        if record.timestamp_ms >= since_ms and not gone:
-            found.append(Recorded(record.timestamp_ms, event))
+        gone = isinstance(event, Interaction) and min(record.timestamp, event.ts_ms) <= asked_ms
+        if record.timestamp >= since_ms and not gone:
+            found.append(Recorded(record.timestamp, event))
     return sorted(found, key=lambda recorded: recorded.timestamp_ms)
 
 
@@ -167,9 +168,9 @@ def erasures_of_topic(broker: str, topic: str) -> dict[str, int]:
     """Return for each user who asked to be forgotten the Kafka time of the last such wish."""
     found: dict[str, int] = {}
     for record in read_topic(broker, topic):
-        erasure = parse_erasure(record.key, record.value, record.timestamp_ms)
+        erasure = parse_erasure(record.key, record.value, record.timestamp)
         if isinstance(erasure, Erasure):
-            found[erasure.user_id] = max(record.timestamp_ms, found.get(erasure.user_id, 0))
+            found[erasure.user_id] = max(record.timestamp, found.get(erasure.user_id, 0))
     return found
 
 

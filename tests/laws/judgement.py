@@ -13,14 +13,13 @@ from typing import Any
 import numpy as np
 
 from pipeline import arithmetic, topics
-from pipeline.chunks import Chunk
+from pipeline.chunks import Chunk, Record
 from pipeline.session import SESSION
 from pipeline.settings import Settings
 from pipeline.synthetic_messages import Message
 from pipeline.worker import build_loop
 from schemas.database import connect_engine
 from tests.conftest import Database
-from tests.factories import Record
 from tests.laws.harness import NUM_PARTITIONS, TOPIC, Deployment, fill_catalogue, query
 from tests.laws.launcher import short_epochs
 
@@ -29,7 +28,7 @@ LAW = """SELECT partition, first_offset, next_offset, applied, dead_lettered, du
 DEAD = 'SELECT partition, "offset", reason FROM innerloop.dead_letters WHERE topic = %s ORDER BY 1, 2'
 
 
-def assert_law(deployment: Deployment, sent: Iterable[Message]) -> list[topics.Record]:
+def assert_law(deployment: Deployment, sent: Iterable[Message]) -> list[Record]:
     """Counters, dead letters and positions are those that plain reasoning over the broker's log gives; returns it."""
     sent = list(sent)
     log = list(topics.read_topic(deployment.broker, TOPIC))
@@ -47,7 +46,7 @@ def assert_law(deployment: Deployment, sent: Iterable[Message]) -> list[topics.R
 
 
 def _fates(
-    log: Sequence[topics.Record], malformed: Mapping[bytes, str]
+    log: Sequence[Record], malformed: Mapping[bytes, str]
 ) -> tuple[dict[int, Counter[str]], list[tuple[int, int, str]]]:
     counts: dict[int, Counter[str]] = {partition: Counter() for partition in range(NUM_PARTITIONS)}
     dead, known = [], defaultdict[str, set[str]](set)
@@ -73,7 +72,7 @@ POPULAR = "SELECT partition, item_nos, scores FROM innerloop.popular_items ORDER
 ACTIVATIONS = "SELECT partition, kind, value, from_offset FROM innerloop.activations ORDER BY 1, 2, 4"
 
 
-def assert_as_twin(deployment: Deployment, log: Sequence[topics.Record], twin: Database) -> None:
+def assert_as_twin(deployment: Deployment, log: Sequence[Record], twin: Database) -> None:
     """One loop that nothing disturbs, over the same log in another cut, leaves the same rows in a fresh database."""
     deployment.publish(twin)
     fill_catalogue(twin)
@@ -95,7 +94,7 @@ def _assert_equal(mine: list[tuple[Any, ...]], other: list[tuple[Any, ...]], num
 
 
 @short_epochs()
-def replay(deployment: Deployment, log: Sequence[topics.Record], database: Database) -> None:
+def replay(deployment: Deployment, log: Sequence[Record], database: Database) -> None:
     """Put the whole log through a loop in this process."""
     arithmetic.prepare(1)
     engine = connect_engine(database.writer_url, options=SESSION)
@@ -111,12 +110,9 @@ def replay(deployment: Deployment, log: Sequence[topics.Record], database: Datab
     engine.dispose()
 
 
-def _chunks(log: Sequence[topics.Record], size: int = 777) -> Iterator[Chunk]:
+def _chunks(log: Sequence[Record], size: int = 777) -> Iterator[Chunk]:
     for start in range(0, len(log), size):
-        rows = [
-            Record(TOPIC, record.partition, record.offset, record.timestamp_ms, record.key, record.value)
-            for record in log[start : start + size]
-        ]
+        rows = log[start : start + size]
         yield Chunk(TOPIC, rows[0].partition, rows[0].offset, rows[-1].offset + 1, rows)
 
 
