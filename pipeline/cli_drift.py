@@ -47,9 +47,7 @@ def status(json: AsJson = False) -> None:
         print(f"labels   {found.labels:,} of version {found.meta_version or '-'}")
         print(f"frozen   {found.frozen or 'no'}")
         if found.inputs:
-            usual, recent = found.inputs["new_items"]
-            distance = found.inputs["item_mix_distance"]
-            print(f"users    item mix {distance:.3f} from the usual, new items {usual:.1%} → {recent:.1%}")
+            print(f"users    {drift_reading.mix_in_words(found.inputs)}")
     if not found.alive or found.blind:
         raise typer.Exit(1)
 
@@ -91,9 +89,11 @@ def explain(
 
 
 def freeze(why: Annotated[str, typer.Argument(help="Why, for the audit and for `explain`.")]) -> None:
-    """Forbid retraining until `unfreeze`.
+    """Forbid retraining, and versions that go live by themselves, until `unfreeze`.
 
-    Drift is still found, and decisions say that they wait. Needs the writer's login; one row of the audit.
+    Drift is still found, and decisions say that they wait; so do requests, challengers and canaries. What does worse
+    is taken back all the same, and `innerloop models` does as it is told. Needs the writer's login; one row of the
+    audit.
 
     \b
     Example:
@@ -104,7 +104,7 @@ def freeze(why: Annotated[str, typer.Argument(help="Why, for the audit and for `
     if not drift_reading.freeze(_writer(), why, _actor()):
         say("innerloop: it is frozen already; `innerloop drift status` says why")
         raise typer.Exit(1)
-    say("frozen: nothing is retrained until `innerloop drift unfreeze`")
+    say("frozen: nothing is retrained or goes live by itself until `innerloop drift unfreeze`")
 
 
 def unfreeze() -> None:

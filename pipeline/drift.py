@@ -11,7 +11,7 @@ Letters: E events.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Self
 
 import numpy as np
@@ -186,7 +186,8 @@ class DriftMonitor:
             for series, members in self._series(piece, quantity):
                 alarms += self._detect(series, values, members)
         self.num_fed += len(piece)
-        self._block.append(piece)
+        # Only what is learnt from when the block ends: saved rows must not tell who was in it, also of the forgotten.
+        self._block.append(replace(piece, users=np.zeros_like(piece.users), items=np.zeros_like(piece.items)))
         self._in_block += len(piece)
         self._changed |= {alarm.series for alarm in alarms} & set(QUANTITIES)
         worse = [alarm for alarm in alarms if alarm.worse]

@@ -62,6 +62,7 @@ _VERSIONS = text(
     FROM innerloop.activations a WHERE topic = :topic AND kind = 'meta_version' GROUP BY value
     """
 )
+_FROZEN = text("SELECT reason FROM innerloop.drift_freezes WHERE until_at IS NULL")
 _OPEN = text("INSERT INTO innerloop.drift_freezes (reason) VALUES (:reason)")
 _CLOSE = text("UPDATE innerloop.drift_freezes SET until_at = clock_timestamp() WHERE until_at IS NULL RETURNING reason")
 _AUDIT = text(
@@ -134,10 +135,17 @@ def history(engine: Engine, topic: str, *, most: int = 500) -> History:
         return History(decisions, alarms, losses, _rows(connection, _VERSIONS, {"topic": topic}))
 
 
+def frozen(engine: Engine) -> str | None:
+    """Why operators have forbidden retraining, None while nobody has."""
+    with engine.connect() as connection:
+        reason: str | None = connection.scalar(_FROZEN)
+    return reason
+
+
 def freeze(engine: Engine, reason: str, actor: str) -> bool:
     """Forbid retraining until `unfreeze`; False where it is forbidden already."""
     with engine.begin() as connection:
-        if connection.execute(text("SELECT 1 FROM innerloop.drift_freezes WHERE until_at IS NULL")).first():
+        if connection.execute(_FROZEN).first():
             return False
         connection.execute(_OPEN, {"reason": reason})
         connection.execute(_AUDIT, {"actor": actor, "action": "freeze", "reason": reason})
@@ -179,14 +187,18 @@ def in_words(decision: dict[str, Any]) -> str:
         worth = now["gain"] * now["labels_per_day"]
         saved = f"saves {now['gain']:.4f} nats a label, {worth:,.0f} a day"
         lines.append(f"  refit     {saved}; it costs {limits['cost']:,.0f}")
-    mix = inputs.get("inputs_of_users") or {}
-    if mix:
-        usual, recent = mix["new_items"]
-        lines.append(
-            f"  users     item mix {mix['item_mix_distance']:.3f} from the usual, new items {usual:.1%} → {recent:.1%} "
-            "(reported, no reason)"
-        )
+    if mix := inputs.get("inputs_of_users"):
+        lines.append(f"  users     {mix_in_words(mix)} (reported, no reason)")
     return "\n".join(lines)
+
+
+def mix_in_words(mix: dict[str, Any]) -> str:
+    """What users do, beside what they usually do."""
+    (usual_new, new), (usual_rate, rate) = mix["new_items"], mix["labels_per_hour"]
+    return (
+        f"item mix {mix['item_mix_distance']:.3f} from the usual, new items {usual_new:.1%} → {new:.1%}, "
+        f"labels an hour {usual_rate:,.0f} → {rate:,.0f}"
+    )
 
 
 def _rows(connection: Connection, query: Any, wanted: dict[str, Any]) -> list[dict[str, Any]]:

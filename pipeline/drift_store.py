@@ -49,6 +49,7 @@ READ_SINCE = f"""SELECT {COLUMNS} FROM innerloop.prequential p
 MOVE = """UPDATE innerloop.drift_positions SET next_offset = %s, applied = applied + %s
     WHERE topic = %s AND partition = %s AND next_offset = %s"""
 POSITIONS = "SELECT partition, next_offset FROM innerloop.drift_positions WHERE topic = %s"
+STREAM_POSITIONS = "SELECT partition, next_offset FROM innerloop.stream_position WHERE topic = %s"
 UNREAD = """SELECT coalesce(sum(s.applied - d.applied), 0)::bigint FROM innerloop.stream_position s
     JOIN innerloop.drift_positions d USING (topic, partition) WHERE s.topic = %s"""
 LOAD_STATE = "SELECT name, numbers, inputs FROM innerloop.drift_state WHERE topic = %s"
@@ -182,6 +183,11 @@ class DriftStore:
     def positions(self, cursor: Any) -> dict[int, int]:
         """Next offset to read, by partition."""
         cursor.execute(POSITIONS, (self.topic,))
+        return dict(cursor.fetchall())
+
+    def stream_positions(self, cursor: Any) -> dict[int, int]:
+        """Next offset to be applied by a worker, by partition."""
+        cursor.execute(STREAM_POSITIONS, (self.topic,))
         return dict(cursor.fetchall())
 
     def load(self, cursor: Any) -> tuple[dict[str, Any], dict[str, bytes]]:

@@ -7,7 +7,7 @@ clipped at 20: lower is better, a gain is positive.  Letters: E events, U users.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -21,6 +21,7 @@ from models.popularity import BUCKET_STARTS
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
+_NOTHING = Interval(0.0, 0.0, 0.0)
 
 
 @dataclass(frozen=True)
@@ -54,8 +55,10 @@ class Verdict:
     figures: dict[str, Any]
 
 
-def slices_of(num_events: Ints, new_items: NDArray[np.bool_], types: Ints, names: Mapping[int, str]) -> dict[str, Any]:
-    """Masks [E] by name: the bucket of K, items that the live version never saw, and each event type."""
+def slices_of(
+    num_events: Ints, new_items: NDArray[np.bool_], types: Ints, scenes: Sequence[str | None], names: Mapping[int, str]
+) -> dict[str, NDArray[np.bool_]]:
+    """Masks [E] by name: the bucket of K, items that the live version never saw, each event type and each scene."""
     edges = [0, *BUCKET_STARTS, np.iinfo(np.int64).max]
     masks = {
         f"K {low}" + ("" if high == low + 1 else "+" if high == edges[-1] else f"-{high - 1}"): (num_events >= low)
@@ -63,7 +66,9 @@ def slices_of(num_events: Ints, new_items: NDArray[np.bool_], types: Ints, names
         for low, high in pairwise(edges)
     }
     masks |= {"new items": new_items, "known items": ~new_items}
-    return masks | {f"type {name}": types == code for code, name in names.items() if (types == code).any()}
+    masks |= {f"type {name}": types == code for code, name in names.items() if (types == code).any()}
+    where = np.array([scene or "" for scene in scenes], np.str_)
+    return masks | {f"scene {scene}": where == scene for scene in np.unique(where).tolist() if scene}
 
 
 def paired(live: Losses, challenger: Floats, rules: Rules, *, seed: int = 0) -> Verdict:
@@ -104,10 +109,12 @@ def canary(mine: tuple[Losses, Losses], others: tuple[Losses, Losses], rules: Ru
 
     What changed for everybody is no fault of the canary's. It is bad when it is worse by more than `worse` of the loss
     before and by three standard errors (it is looked at many times); good after `canary_events` when it is not.
+    Where there are no others, or they have been silent, it is compared with what was before alone.
     """
     (before, since), (others_before, others_since) = mine, others
-    change = _difference(before, since, seed)
-    at_large = _difference(others_before, others_since, seed + 1)
+    change, at_large = _difference(before, since, seed), _NOTHING
+    if min(len(others_before.loss), len(others_since.loss)) >= _least(rules):
+        at_large = _difference(others_before, others_since, seed + 1)
     usual = float(before.loss.mean()) if len(before.loss) else 0.0
     error = float(np.hypot(_error(change), _error(at_large)))
     return _watched(change.mean - at_large.mean, error, usual, since, rules)
@@ -125,11 +132,13 @@ def steadied(losses: Floats, popular_ranks: Ints, like: tuple[Floats, Ints]) -> 
 
     The difference of two means of these is that of the losses, with less noise from which items came.
     """
+    if len(like[0]) == 0:
+        return losses
     known = np.log(like[1])
     spread = known.var()
     slope = ((like[0] - like[0].mean()) * (known - known.mean())).mean() / spread if spread > 0 else 0.0
-    level = known.mean() if len(known) else 0.0
-    return losses - slope * (np.log(popular_ranks) - level)
+    steady: Floats = losses - slope * (np.log(popular_ranks) - known.mean())
+    return steady
 
 
 def _watched(excess: float, error: float, usual: float, since: Losses, rules: Rules) -> Verdict:
@@ -137,14 +146,18 @@ def _watched(excess: float, error: float, usual: float, since: Losses, rules: Ru
     figures = {"events": num, "excess": [_rounded(v) for v in (excess, excess - half, excess + half)]}
     figures |= {"usual_loss": _rounded(usual), "rules": asdict(rules)}
     said = f"excess loss {excess:+.4f} [{excess - half:+.4f}, {excess + half:+.4f}] over {num:,} events"
-    # Some events must have come before anything is said: an interval of a handful of users is none.
-    if num < min(rules.canary_events, max(50, rules.canary_events // 5)) or usual == 0.0:
+    if num < _least(rules) or usual == 0.0:
         return Verdict(None, f"too early: {said}", figures)
     if excess > max(rules.worse * usual, 3 * error):
         return Verdict(False, f"worse than expected: {said}, more than {rules.worse:.0%} of {usual:.3f}", figures)
     if num < rules.canary_events:
         return Verdict(None, f"not worse so far: {said}", figures)
     return Verdict(True, f"as good as expected: {said}", figures)
+
+
+def _least(rules: Rules) -> int:
+    """Events that must have come before anything is said of them: an interval of a handful of users is none."""
+    return min(rules.canary_events, max(50, rules.canary_events // 5))
 
 
 def _difference(before: Losses, since: Losses, seed: int) -> Interval:

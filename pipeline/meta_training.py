@@ -164,7 +164,9 @@ def _window(settings: Settings, path: str | None, mapping_file: Path | None, pro
     if path:
         events = training_data.events_of_file(path, mapping)
     else:
-        events = training_data.events_of_topic(settings.broker_address(), settings.topic_interactions, mapping)
+        broker = settings.broker_address()
+        erased = training_data.erasures_of_topic(broker, settings.topic_erasures)
+        events = training_data.events_of_topic(broker, settings.topic_interactions, mapping, erased=erased)
     # How many there will be is not known before they are read.
     window = training_data.collect(
         events, weight_of_types(settings), lambda done: progress("read events", done, done + 1)

@@ -20,13 +20,15 @@ import numpy as np
 import structlog
 from sqlalchemy.exc import OperationalError
 
+from pipeline import topics
 from pipeline.drift import Alarm, DriftMonitor, Sensitivity
 from pipeline.drift_decision import Thresholds
 from pipeline.drift_inputs import InputMix
-from pipeline.drift_store import DriftStore, MonitorUnavailable, Piece
+from pipeline.drift_store import MOST_ROWS, DriftStore, MonitorUnavailable, Piece
 from pipeline.failpoints import arm, reach
 from pipeline.logs import quieten_logs
 from pipeline.monitor_case import Cases, Seen
+from pipeline.monitor_sight import STILL_SECONDS, Sight
 from pipeline.settings import Settings
 from schemas.database import check_role, check_schema, connect_engine
 
@@ -35,13 +37,13 @@ log = structlog.get_logger()
 OK = 0
 STAND_BY_SECONDS = 0.5
 TRIM_SECONDS, TRIM_BATCHES = 60.0, 200
-UNUSABLE_SHARE, UNUSABLE_LABELS = 0.01, 1000
 
 
 def run(settings: Settings) -> int:
     """Run the monitor until SIGTERM or SIGINT; gives the exit code. Raises ConfigurationError."""
     quieten_logs()
     arm(settings.failpoints)
+    settings.broker_address()  # the probe and a stream that stands still need it: better said now than at night
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
@@ -59,6 +61,7 @@ class Monitor:
         self._cases = Cases(self._store, thresholds(settings), self._gain_of_refit)
         self._sensitivity = Sensitivity(overall=settings.drift_delta, segment=settings.drift_segment_delta)
         self._trimmed_at, self._watched_at = -TRIM_SECONDS, -1e9
+        self._came_at = time.monotonic()  # when something was read, or the broker asked why nothing was
 
     def run(self) -> int:
         """Stand by, watch, and stand by again whenever the database went away."""
@@ -95,8 +98,8 @@ class Monitor:
             started = time.monotonic()
             read = self.tick()
             self._watch_versions()
-            if read == 0:
-                self._trim()
+            self._look_out(read)
+            if not self._trim() and read < MOST_ROWS:
                 self._stop.wait(max(0.05, self._settings.drift_seconds - (time.monotonic() - started)))
 
     def _watch_versions(self) -> None:
@@ -122,8 +125,7 @@ class Monitor:
         self._mix = InputMix.restore(numbers["mix"]) if numbers else InputMix()
         self._version: int | None = numbers.get("version")
         self._cases.restore(numbers.get("case"))
-        self._recent: list[list[int]] = numbers.get("recent", [])  # (labels, unusable ones) of the newest pieces
-        self._blind: str = numbers.get("blind", "")
+        self._sight = Sight(numbers.get("recent"), numbers.get("blind", ""))
         self._saved, self._saved_numbers = inputs, ""
 
     def tick(self) -> int:
@@ -139,8 +141,9 @@ class Monitor:
                 if alarms and self._cases.open is None:
                     at = int(np.flatnonzero(piece.observations.finite)[alarms[0].at - fed])
                     self._cases.begin(cursor, piece, at, alarms[0], positions)
-            self._see(0 if pieces else self._store.unread(cursor))
-            self._cases.consider(cursor, Seen(self._drift, self._mix, self._version, self._blind))
+            if len(pieces) < MOST_ROWS:  # this snapshot was read to its end
+                self._sight.look(self._store.unread(cursor))
+            self._cases.consider(cursor, Seen(self._drift, self._mix, self._version, self._sight.blind))
             self._save(cursor)
             self._store.note_alive(cursor, self._holder, self._alive(), self._mix.report())
             reach("before_monitor_commit")
@@ -162,25 +165,27 @@ class Monitor:
             return []
         unusable = self._drift.num_unusable
         found = self._drift.observe(seen)
-        self._recent.append([len(seen), self._drift.num_unusable - unusable])
-        while len(self._recent) > 1 and sum(row[0] for row in self._recent[1:]) >= UNUSABLE_LABELS:
-            self._recent.pop(0)
+        self._sight.add(len(seen), self._drift.num_unusable - unusable)
         self._store.note_alarms(cursor, found, piece.record_ms, self._version)
         for alarm in found:
             log.info("worse" if alarm.worse else "better", series=alarm.series, label=alarm.at)
         return [alarm for alarm in found if alarm.worse]
 
-    def _see(self, unread: int) -> None:
-        """Say when the monitor's own input cannot be trusted, and when it can again."""
-        labels, unusable = (sum(column) for column in zip(*self._recent, strict=True)) if self._recent else (0, 0)
-        blind = ""
-        if unread:
-            blind = f"{unread:,} applied events have left no record"
-        elif unusable >= max(1.0, UNUSABLE_SHARE * labels):
-            blind = f"{unusable:,} of the last {labels:,} losses are no numbers"
-        if blind != self._blind:
-            log.warning("blind", reason=blind) if blind else log.info("not blind any more")
-        self._blind = blind
+    def _look_out(self, read: int) -> None:
+        """Where nothing has been read for long, ask the broker whether there is anything to read."""
+        if read:
+            self._came_at = time.monotonic()
+            self._sight.go_on()
+        if time.monotonic() - self._came_at < STILL_SECONDS:
+            return
+        self._came_at = time.monotonic()
+        topic = self._settings.topic_interactions
+        try:
+            ends = topics.end_offsets(self._settings.broker_address(), topic)
+        except (topics.BrokerUnavailable, topics.TopicMissing) as away:
+            return self._sight.lose(str(away).split("\n")[0])
+        with self._store.transaction() as cursor:
+            self._sight.wait(ends, self._store.stream_positions(cursor))
 
     def _gain_of_refit(self, window_ms: tuple[int, int]) -> float:
         from pipeline.monitor_probe import gain_of_refit  # brings torch, which a quiet monitor does not need
@@ -189,7 +194,7 @@ class Monitor:
 
     def _alive(self) -> tuple[int | None, int, str, str | None]:
         opened = self._drift.case
-        return self._version, self._drift.num_fed, self._blind, opened.alarm.series if opened else None
+        return self._version, self._drift.num_fed, self._sight.blind, opened.alarm.series if opened else None
 
     def _save(self, cursor: Any) -> None:
         numbers, inputs = self._drift.state()
@@ -200,20 +205,21 @@ class Monitor:
             "version": self._version,
             "case": self._cases.open,
         }
-        plain |= {"recent": self._recent, "blind": self._blind}
+        plain |= {"recent": self._sight.recent, "blind": self._sight.blind}
         text = json.dumps(plain)
         if changed or text != self._saved_numbers:
             self._store.save(cursor, text, changed, list(inputs))
         self._saved, self._saved_numbers = inputs, text
 
-    def _trim(self) -> None:
-        """Let the record's old rows become hours, a few at a time."""
+    def _trim(self) -> bool:
+        """Let some of the record's old rows become hours; True where there may be more of them."""
         if time.monotonic() - self._trimmed_at < TRIM_SECONDS:
-            return
+            return False
         with self._store.transaction() as cursor:
-            trimmed = self._store.trim(cursor, self._settings.drift_record_hours, TRIM_BATCHES)
-        if trimmed < TRIM_BATCHES:
+            more = self._store.trim(cursor, self._settings.drift_record_hours, TRIM_BATCHES) == TRIM_BATCHES
+        if not more:
             self._trimmed_at = time.monotonic()
+        return more
 
 
 def thresholds(settings: Settings) -> Thresholds:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from sqlalchemy import Engine, text
 
-from pipeline import judgement, registry, versions
+from pipeline import drift_reading, judgement, registry, versions
 from pipeline.artefacts import Artefacts
 from pipeline.judgement import Floats, Ints, Losses, Rules, Verdict
 from pipeline.settings import Settings
@@ -122,6 +122,8 @@ def _watch_canary(on: Watched, version: Version, rules: Rules, now: datetime) ->
         return []
     if not verdict.good:
         return _take_back(on, version, verdict)
+    if drift_reading.frozen(on.engine):
+        return []  # it goes on being watched, and goes live when operators allow it
     versions.note(on.engine, version.version, {"canary": verdict.figures})
     try:
         replaced = go_live(on, version.version, Change(MONITOR, verdict.reason), only_from="canary")

@@ -22,7 +22,7 @@ import structlog
 from sqlalchemy import Engine, text
 from sqlalchemy.exc import OperationalError
 
-from pipeline import arithmetic, meta_training, promotion, registry, requests, training_data, versions
+from pipeline import arithmetic, drift_reading, meta_training, promotion, registry, requests, training_data, versions
 from pipeline.artefacts import Artefacts, ArtefactsUnavailable
 from pipeline.failpoints import arm, reach
 from pipeline.heartbeat import Heartbeat
@@ -100,6 +100,7 @@ class Trainer:
         self._heartbeat = Heartbeat(settings.home)
         self._stopped = threading.Event()
         self._lost = threading.Event()
+        self._frozen: str | None = None
         self._waits: dict[int, int] = {}  # challengers that were judged on too few events: on how many
 
     def stop(self, *_: int | FrameType | None) -> None:
@@ -128,7 +129,9 @@ class Trainer:
                 return
 
     def turn(self) -> bool:
-        """Judge a challenger, or else work on a request; False when there was neither."""
+        """Judge a challenger, or else work on a request; False when there was neither, or operators forbid it."""
+        if self._is_frozen():
+            return False
         with alone(self._engine) as mine:
             if mine and self._judge_next():
                 return True
@@ -138,6 +141,13 @@ class Trainer:
         self._answer(request)
         self._collect()
         return True
+
+    def _is_frozen(self) -> bool:
+        reason = drift_reading.frozen(self._engine)
+        if reason != self._frozen:
+            log.info("frozen" if reason else "not frozen any more", reason=reason or self._frozen)
+        self._frozen = reason
+        return reason is not None
 
     def _answer(self, request: Request) -> None:
         log.info("request taken", request=request.request, attempt=request.attempts, reason=request.reason)

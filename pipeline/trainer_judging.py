@@ -136,7 +136,11 @@ def _verdict(live: Sequence[Prequential], other: Sequence[Prequential], rules: R
     _, numbers = np.unique(np.array(users, dtype=str), return_inverse=True)
     types = _column(live, "types").astype(np.int64)
     slices = judgement.slices_of(
-        _column(live, "num_events"), _column(live, "new_items").astype(bool), types, dict(enumerate(NAMES))
+        _column(live, "num_events"),
+        _column(live, "new_items").astype(bool),
+        types,
+        [scene for part in live for scene in part.scenes],
+        dict(enumerate(NAMES)),
     )
     kept = Losses(
         _column(live, "loss_adapted")[ranked].astype(np.float64),

@@ -116,10 +116,14 @@ def events_of_file(path: str, mapping: Mapping | None) -> Iterator[Interaction |
                 yield parse_interaction(record.key, record.value, record.ts_ms or 0)
 
 
-def events_of_topic(broker: str, topic: str, mapping: Mapping | None) -> Iterator[Interaction | Rejected]:
-    """Read the topic as it is now, from its beginning, by the worker's decoder."""
+def events_of_topic(
+    broker: str, topic: str, mapping: Mapping | None, *, erased: dict[str, int]
+) -> Iterator[Interaction | Rejected]:
+    """Read the topic as it is now, from its beginning, by the worker's decoder; `erased` as in `window_of_topic`."""
     for record in read_topic(broker, topic):
-        yield parse_interaction(record.key, record.value, record.timestamp, mapping=mapping)
+        event = parse_interaction(record.key, record.value, record.timestamp, mapping=mapping)
+        if not _forgotten(event, record.timestamp, erased):
+            yield event
 
 
 @dataclass(frozen=True)
@@ -140,11 +144,14 @@ def window_of_topic(
     found = []
     for record in read_topic(broker, topic, since_ms=since_ms, progress=progress):
         event = parse_interaction(record.key, record.value, record.timestamp, mapping=mapping)
-        asked_ms = erased.get(event.user_id, -1) if isinstance(event, Interaction) else -1
-        gone = isinstance(event, Interaction) and min(record.timestamp, event.ts_ms) <= asked_ms
-        if record.timestamp >= since_ms and not gone:
+        if record.timestamp >= since_ms and not _forgotten(event, record.timestamp, erased):
             found.append(Recorded(record.timestamp, event))
     return sorted(found, key=lambda recorded: recorded.timestamp_ms)
+
+
+def _forgotten(event: Interaction | Rejected, record_ms: int, erased: dict[str, int]) -> bool:
+    """Whether a user did this before asking to be forgotten."""
+    return isinstance(event, Interaction) and min(record_ms, event.ts_ms) <= erased.get(event.user_id, -1)
 
 
 def window_and_history(

@@ -114,7 +114,9 @@ def promote(engine: Engine, version: int, change: Change, *, only_from: str | No
         live = _with_status(connection, "live")
         if live:
             _move(connection, live, "retired", Change(change.by, f"version {version} went live"), "retire")
-        judgement = {**found.judgement, "replaced": live and live.version}
+        # What was found of it when it was live before says nothing of now: it is watched again.
+        judgement = {name: value for name, value in found.judgement.items() if name != "live"}
+        judgement["replaced"] = live and live.version
         _move(connection, found, "live", change, "promote", live_since=text("now()"), judgement=judgement)
         return None if live is None else live.version
 

@@ -77,6 +77,38 @@ def test_a_drift_in_one_scene_is_an_alarm_of_that_scene() -> None:
     assert "scene:tv" in {alarm.series for alarm in DriftMonitor().observe(seen) if alarm.worse}
 
 
+@pytest.mark.parametrize("segment", ["support:21", "type:purchase", "new_items"])
+def test_a_drift_in_one_segment_is_an_alarm_of_that_segment(segment: str) -> None:
+    rng = np.random.default_rng(2)
+    loss = coins(np.full(60_000, 0.2), rng)
+    seen = observed(loss, rng)
+    inside = {
+        "support:21": (seen.num_events >= 21) & (seen.num_events <= 50),
+        "type:purchase": seen.types == 4,
+        "new_items": seen.new_items,
+    }[segment]
+    later = np.arange(60_000) > 40_000
+    loss[later & inside] = coins(np.full(int((later & inside).sum()), 0.6), rng)
+    assert segment in {alarm.series for alarm in DriftMonitor().observe(seen) if alarm.worse}
+
+
+def test_a_loss_beyond_the_largest_counts_as_the_largest() -> None:
+    seen = step(3_000, 600)
+    huge, largest = (replace(seen, loss=np.where(seen.loss > 0, value, seen.loss)) for value in (9e5, 20.0))
+    found = [DriftMonitor(), DriftMonitor()]
+    assert found[0].observe(huge) == found[1].observe(largest)
+    assert found[0].expectations["loss"].level == found[1].expectations["loss"].level < 20
+
+
+def test_what_is_saved_tells_nothing_of_users_or_what_they_took() -> None:
+    watched = DriftMonitor()
+    watched.observe(replace(step(700, 0), users=np.full(700, 987_654_321), items=np.full(700, 123_456_789)))
+    numbers, _ = watched.state()
+    assert numbers["block"]["loss"], "in the middle of a block"
+    assert "987654321" not in json.dumps(numbers)
+    assert "123456789" not in json.dumps(numbers)
+
+
 def test_losses_that_are_no_numbers_are_counted_and_change_nothing() -> None:
     clean, watched, poisoned = DriftMonitor(), DriftMonitor(), step(8_000, 600)
     assert clean.observe(poisoned.at(poisoned.finite)) == watched.observe(poisoned)

@@ -65,11 +65,14 @@ def test_too_few_later_events_or_users_give_no_verdict(events: int, users: int) 
 def test_slices_cover_every_event_once_by_bucket() -> None:
     num_events = np.array([0, 1, 2, 3, 10, 50, 100, 101, 5000])
     new = np.array([True, False] * 4 + [True])
-    masks = slices_of(num_events, new, np.zeros(9, np.int64) + 2, {2: "click", 3: "cart"})
+    scenes = ["home", None, "search"] * 3
+    masks = slices_of(num_events, new, np.zeros(9, np.int64) + 2, scenes, {2: "click", 3: "cart"})
     buckets = [mask for name, mask in masks.items() if name.startswith("K ")]
     assert np.array(buckets).sum(0).tolist() == [1] * 9
     assert [name for name in masks if name.startswith("type")] == ["type click"]
     assert masks["K 101+"].sum() == 2
+    places = {name: np.flatnonzero(mask).tolist() for name, mask in masks.items() if name.startswith("scene")}
+    assert places == {"scene home": [0, 3, 6], "scene search": [2, 5, 8]}
 
 
 def test_a_canary_that_does_worse_than_the_other_partitions_is_bad_and_an_equal_one_good() -> None:
@@ -78,6 +81,21 @@ def test_a_canary_that_does_worse_than_the_other_partitions_is_bad_and_an_equal_
         # everybody's losses rose: that is not the canary's doing
         since, others_since = losses(5.3 + rise, seed=3), losses(5.5, seed=4)
         assert canary((before, since), (others_before, others_since), RULES).good is good
+
+
+@pytest.mark.parametrize("silent", [0, 1, 2])
+def test_a_canary_beside_nobody_is_compared_with_what_was_before(silent: int) -> None:
+    nobody = Losses(np.zeros(0), np.zeros(0, np.int64))
+    others = [losses(5.0, seed=2), losses(5.0, seed=4)] if silent < 2 else [nobody, nobody]
+    others[silent % 2] = nobody
+    for mean, good in ((5.0, True), (6.0, False)):
+        verdict = canary((losses(5.0, seed=1), losses(mean, seed=3)), (others[0], others[1]), RULES)
+        assert verdict.good is good, verdict.reason
+
+
+def test_nothing_before_steadies_nothing() -> None:
+    none = np.zeros(0), np.zeros(0, np.int64)
+    assert steadied(np.array([1.0, 2.0]), np.array([3, 4]), none).tolist() == [1.0, 2.0]
 
 
 def test_a_canary_is_given_time_while_nothing_is_wrong_and_stopped_early_when_something_is() -> None:

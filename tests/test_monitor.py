@@ -28,6 +28,7 @@ from pipeline.feeding import feed
 from pipeline.lines import open_source
 from pipeline.monitor import Monitor
 from pipeline.monitor_probe import _positives, gain_of_refit
+from pipeline.outbox import Outbox
 from pipeline.produce import Convert, Outgoing, Pace, interaction_record
 from pipeline.settings import Settings
 from pipeline.topics import BrokerUnavailable
@@ -160,7 +161,12 @@ def test_ticks_in_between_and_restarts_leave_the_same_state(url: str, database: 
 def test_a_monitor_that_is_killed_misses_nothing_and_reads_nothing_twice(url: str, place: str) -> None:
     seen = losses((2000, 0.2), (800, 0.5))
     write(url, seen)
-    environment = {**os.environ, "INNERLOOP_DATABASE_URL": url, "INNERLOOP_DRIFT_SECONDS": "0.05"}
+    environment = {
+        **os.environ,
+        "INNERLOOP_DATABASE_URL": url,
+        "INNERLOOP_BROKER": "none:1",
+        "INNERLOOP_DRIFT_SECONDS": "0.05",
+    }
     command = [sys.executable, "-m", "pipeline.cli", "monitor"]
     killed = subprocess.run(
         command, env=environment | {"INNERLOOP_FAILPOINTS": f"{place}=crash"}, capture_output=True, timeout=120
@@ -176,7 +182,12 @@ def test_a_monitor_that_is_killed_misses_nothing_and_reads_nothing_twice(url: st
 
 
 def test_a_monitor_ends_cleanly_and_another_stands_by_until_then(url: str) -> None:
-    environment = {**os.environ, "INNERLOOP_DATABASE_URL": url, "INNERLOOP_DRIFT_SECONDS": "0.05"}
+    environment = {
+        **os.environ,
+        "INNERLOOP_DATABASE_URL": url,
+        "INNERLOOP_BROKER": "none:1",
+        "INNERLOOP_DRIFT_SECONDS": "0.05",
+    }
     command = [sys.executable, "-m", "pipeline.cli", "monitor"]
     first, second = (
         subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -318,6 +329,50 @@ def test_applied_events_without_a_record_blind_the_monitor(url: str, database: D
     assert query(url, "SELECT blind FROM innerloop.drift_monitors") == [("10 applied events have left no record",)]
 
 
+def test_a_missing_record_is_told_also_while_other_events_come(url: str, database: Database) -> None:
+    write(url, losses((1000, 0.2)))
+    with watching(url) as monitor:
+        read_all(monitor)
+        query_write(
+            database.owner_url,
+            "UPDATE innerloop.stream_position SET next_offset = next_offset + 5, applied = applied + 5",
+        )
+        write(url, losses((100, 0.2), seed=1))
+        assert monitor.tick() > 0
+    assert "have left no record" in query(url, "SELECT blind FROM innerloop.drift_monitors")[0][0]
+
+
+def test_a_stream_that_stands_still_while_events_wait_is_told(
+    url: str, broker: Tansu, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blind = "SELECT blind FROM innerloop.drift_monitors"
+    topics.ensure_topics(broker.address, {"interactions": {}}, 2)
+    with watching(url, broker=broker.address) as monitor:
+        monitor._look_out(0)
+        monkeypatch.setattr(monitoring, "STILL_SECONDS", 0.0)
+        monitor._look_out(0)
+        monitor.tick()
+        assert query(url, blind) == [("",)], "nothing to apply: it is a quiet night"
+        with Outbox(broker.address, "interactions") as outbox:
+            for number in range(7):
+                outbox.send(number, b"u1", event("u1", "a", f"e{number}"))
+        monitor._look_out(0)
+        monitor.tick()
+        assert query(url, blind)[0][0].startswith("the stream stands still: 7 events wait")
+        write(url, losses((100, 0.2)))
+        monitor._look_out(monitor.tick())
+        monitor.tick()
+        assert query(url, blind) == [("",)]
+        monkeypatch.setattr(topics, "end_offsets", unanswered)
+        monitor._look_out(0)
+        monitor.tick()
+        assert query(url, blind)[0][0].endswith("the broker does not answer: no broker")
+
+
+def unanswered(*_: Any) -> dict[int, int]:
+    raise BrokerUnavailable("no broker")
+
+
 def test_a_canarys_labels_are_not_the_live_versions(url: str) -> None:
     write(url, losses((2000, 0.2)))
     write(url, losses((1000, 0.9)), version=2)
@@ -345,6 +400,33 @@ def test_trimming_keeps_every_hours_figures_and_what_was_not_read(url: str) -> N
         monitor._trim()
     assert query(url, "SELECT count(*) FROM innerloop.prequential") == [(3,)]
     assert query(url, HOURS) == before
+
+
+def test_a_day_of_the_record_is_kept_exactly_and_a_busy_monitor_trims_what_is_older(
+    url: str, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(url, losses((600, 0.2)), batch=100)
+    moved = (
+        "UPDATE innerloop.prequential SET recorded_at = now() - interval '{}' WHERE first_offset {} 0 AND partition = 0"
+    )
+    query_write(database.owner_url, moved.format("23 hours 50 minutes", "="))
+    query_write(database.owner_url, moved.format("24 hours 10 minutes", ">"))
+    query_write(database.owner_url, "UPDATE innerloop.prequential SET recorded_at = now() WHERE partition = 1")
+    with watching(url) as monitor:
+        ticks = iter([300, 300, 0])
+
+        def tick() -> int:
+            read = next(ticks)
+            if not read:
+                monitor._stop.set()
+            Monitor.tick(monitor)
+            return read
+
+        monkeypatch.setattr(monitor, "tick", tick)
+        monkeypatch.setattr(monitor, "_watch_versions", lambda: None)
+        monitor._watch()
+    kept = query(url, "SELECT partition, first_offset FROM innerloop.prequential ORDER BY 1, 2")
+    assert kept == [(0, 0), (1, 0), (1, 100), (1, 200)]
 
 
 def test_a_writer_cannot_trim_by_hand(url: str) -> None:
@@ -382,7 +464,10 @@ def test_the_commands_say_what_was_decided_and_draw_it(url: str, database: Datab
     assert told.returncode == 0, told.stderr
     assert "train again" in told.stdout
     assert "refit     saves 0.3000" in told.stdout
+    assert "labels an hour" in told.stdout, "how much users do is reported"
     assert (tmp_path / "drift.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    assert command(database.reader_url, "explain", "--out", str(tmp_path / "drift.html")).returncode == 0
+    assert "data:image/png;base64,iVBOR" in (tmp_path / "drift.html").read_text()
 
 
 def test_an_operator_freezes_once_and_the_audit_knows(url: str) -> None:
@@ -432,8 +517,75 @@ def test_the_probe_reads_the_topic_and_the_live_version(database: Database, brok
         _positives(settings, (window[1] + 60_000, window[1] + 70_000))
 
 
+LATEST = "SELECT inputs->'circumstances' FROM innerloop.drift_decisions ORDER BY decision DESC LIMIT 1"
+
+
+def test_what_the_adapters_take_off_the_loss_by_themselves_is_no_gain_of_a_refit(url: str) -> None:
+    seen = losses((4000, 0.2), (3000, 0.5))
+    seen.start[4000:] += 2.0  # the start has become worse by more: adaptation earns more than before
+    with probing(url, 0.3, seen=seen) as monitor:
+        read_all(monitor)
+    verdict, reason = decisions(url)[-1]
+    assert (verdict, "not worth it" in reason) == ("no", True), reason
+    ((absorbed,),) = query(
+        url, "SELECT inputs->'evidence'->'absorbed' FROM innerloop.drift_decisions ORDER BY decision DESC LIMIT 1"
+    )
+    assert absorbed > 0.3
+
+
+def test_a_second_alarm_finds_what_the_first_led_to(url: str, database: Database) -> None:
+    write(url, losses((4000, 0.2), (3000, 0.5)))
+    with watching(url, gain=0.3) as monitor:
+        read_all(monitor)
+        assert decisions(url)[-1][0] == "retrain"
+        query_write(  # it came to nothing
+            database.owner_url,
+            "UPDATE innerloop.retrain_requests SET status = 'failed', error = 'x', finished_at = now()",
+        )
+        write(url, losses((3000, 0.9), seed=1))
+        read_all(monitor)
+    verdict, reason = decisions(url)[-1]
+    assert verdict == "wait"
+    assert "cooling down (after 1 rejected in a row)" in reason
+    ((now,),) = query(url, LATEST)
+    assert (now["rejected"], now["retrained_today"], now["busy"]) == (1, 1, "")
+    assert 0 < now["labels_since"] < 6000
+
+
+@pytest.mark.parametrize(
+    ("rows", "busy"),
+    [
+        ("INSERT INTO innerloop.retrain_requests (reason, window_from_ms, window_to_ms) VALUES ('x', 1, 2)",
+         "request 1 is pending"),
+        ("INSERT INTO innerloop.meta_versions (status, artefact, sha256, encoder, canary_partitions, canary_since) "
+         "VALUES ('canary', 'y', 'y', 'test', '{0}', now())", "version 2 is a canary"),
+    ],
+)  # fmt: skip
+def test_while_a_request_or_a_canary_is_under_way_nothing_else_is_asked_for(
+    url: str, database: Database, rows: str, busy: str
+) -> None:
+    query_write(database.owner_url, rows)
+    write(url, losses((4000, 0.2), (3000, 0.5)))
+    with watching(url, gain=0.3) as monitor:
+        read_all(monitor)
+    assert decisions(url)[-1] == ("wait", busy)
+
+
+def test_dead_letters_since_the_alarm_make_it_wait(url: str, database: Database) -> None:
+    write(url, losses((4000, 0.2), (500, 0.5)))
+    with watching(url, gain=0.3) as monitor:
+        read_all(monitor)
+        write(url, losses((2500, 0.5), seed=1))
+        query_write(
+            database.owner_url,
+            "UPDATE innerloop.stream_position SET next_offset = next_offset + 20, dead_lettered = 20",
+        )
+        read_all(monitor)
+    assert "of the events are dead letters" in decisions(url)[-1][1]
+
+
 @contextmanager
-def probing(url: str, *answers: float | Exception) -> Iterator[Monitor]:
+def probing(url: str, *answers: float | Exception, seen: Observations | None = None) -> Iterator[Monitor]:
     """A monitor whose probe gives or raises these one after the other."""
     left = list(answers)
 
@@ -443,7 +595,7 @@ def probing(url: str, *answers: float | Exception) -> Iterator[Monitor]:
             raise answer
         return answer
 
-    write(url, losses((4000, 0.2), (3000, 0.5)))
+    write(url, seen or losses((4000, 0.2), (3000, 0.5)))
     with watching(url) as monitor:
         del monitor._cases._beyond
         monitor._cases._gain_of = probe

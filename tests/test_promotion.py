@@ -227,6 +227,18 @@ def test_a_live_version_that_does_worse_than_what_it_replaced_is_rolled_back(on:
     assert tick(on) == []
 
 
+def test_a_version_that_goes_live_again_is_watched_again(on: Watched) -> None:
+    predict(on, [0, 1, 2, 3], 1, 5.0, minutes=-30)
+    promotion.go_live(on, 2, WHY)
+    predict(on, [0, 1, 2, 3], 2, 5.0, minutes=1)
+    assert tick(on)[0].startswith("version 2 stays live")
+    promotion.go_live(on, 3, WHY)
+    predict(on, [0, 1, 2, 3], 3, 5.0, minutes=-1)  # before the next step, a moment ago
+    promotion.go_live(on, 2, WHY)
+    predict(on, [0, 1, 2, 3], 2, 6.0, minutes=2)
+    assert tick(on)[0].startswith("version 2 is rolled back to 3")
+
+
 def test_a_live_version_that_does_worse_stays_when_there_is_nothing_to_return_to(on: Watched) -> None:
     predict(on, [0, 1, 2, 3], 1, 5.0, minutes=-30)
     promotion.go_live(on, 2, WHY)

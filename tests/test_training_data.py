@@ -85,7 +85,7 @@ def test_the_topic_gives_the_same_window_as_the_file_it_was_fed_from(broker: Tan
     from_file = training_data.numbered(window_of(tmp_path / "events.jsonl", *lines))
     with open_source(str(tmp_path / "events.jsonl")) as source:
         feed(broker.address, "interactions", source, interaction_record, pace=Pace())
-    events = training_data.events_of_topic(broker.address, "interactions", None)
+    events = training_data.events_of_topic(broker.address, "interactions", None, erased={})
     from_topic = training_data.numbered(training_data.collect(events, WEIGHTS, lambda _: None))
     for name in ("users", "items", "times", "weights", "item_ids"):
         assert np.array_equal(getattr(from_topic, name), getattr(from_file, name)), name
@@ -126,3 +126,6 @@ def test_a_window_holds_the_records_of_its_time_without_what_erased_users_did_be
     assert found(0) == ["e1", "e2", "e11", "e20"]
     assert found(since) == ["e11", "e20"]
     assert found(since + 10**7) == []
+    everything = training_data.events_of_topic(broker.address, "interactions", None, erased=erased)
+    kept = {one.event_id for one in everything if isinstance(one, Interaction)}
+    assert kept == {"e1", "e2", "e11", "e20"}, "what `meta-train` learns from leaves them out as well"
