@@ -3,22 +3,18 @@
 Pure: a micro-batch and the state in memory go in, rows for one transaction come out. Round r takes every user's r-th
 event, so each prediction is made with the state after that user's preceding event, whatever else is in the batch.
 
-Letters: E events, U users touched, S support slots, N catalogue items, R prior rows.
+Letters: E events, U users touched, F inner factors.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from models.candidates import Candidates
-from models.popularity import NUM_BUCKETS, bucket_of
-from models.ranker import Ranker, Top
+from models.ranker import Ranker
 from pipeline.batching import (
     APPLIED,
     CONFLICTING,
@@ -31,15 +27,15 @@ from pipeline.batching import (
     fates,
 )
 from pipeline.catalogue import Catalogue
+from pipeline.event_columns import EventColumns
+from pipeline.inner_rounds import InnerRounds
 from pipeline.item_statistics import ItemStatistics
-from pipeline.known import Before, Known, earlier
+from pipeline.known import Before, earlier
 from pipeline.outcome import Lists, Outcome, Prequential
-from pipeline.served_items import Applied, ItemSide, ServedItems
+from pipeline.served_items import ServedItems
 from pipeline.support import Ints, Segments, UserTable, occurrence
-from pipeline.task_batches import Reading, TaskBatches, chunks, padded
+from pipeline.task_batches import TaskBatches
 from schemas.event_types import CODES, DEFAULT_EVENT_TYPES
-
-NUM_POPULAR = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,39 +55,6 @@ class Types:
             label, weight = overrides.get(name, (default_label, default_weight))
             table.positive[code], table.dismissal[code], table.weight[code] = label == 1, label == 0, weight
         return table
-
-
-@dataclass(slots=True)
-class _Events:
-    """The applied events of a micro-batch as columns [E], what they read of the item side, and what was predicted."""
-
-    slots: Ints
-    partition: Ints
-    offset: Ints
-    record_ms: Ints
-    ids: Ints
-    bodies: Ints
-    types: Ints
-    items: Ints
-    positive: NDArray[np.bool_]
-    num_events: Ints
-    before: Before = field(init=False)
-    side: ItemSide = field(init=False)
-    losses: NDArray[np.float32] = field(init=False)
-    ranks: Ints = field(init=False)
-
-    def __post_init__(self) -> None:
-        num = len(self.slots)
-        self.losses, self.ranks = np.zeros((2, num), np.float32), np.zeros((3, num), np.int64)
-
-    def applied(self) -> Applied:
-        """What the item side has to know of them."""
-        return Applied(self.partition, self.offset, self.num_events, self.items, self.positive, self.before)
-
-    @property
-    def reading(self) -> Reading:
-        """What each event reads."""
-        return Reading(self.num_events, self.side.prior_rows, self.side.pair_rows)
 
 
 class Adaptation:
@@ -125,8 +88,7 @@ class Adaptation:
         self._state_maps = state_maps or {}
         setting = self._recommend_seen_setting
         self.table.widen(ranker.state_size, ranker.track_size)
-        self._row_nos = torch.from_numpy(catalogue.item_nos)
-        self._tasks = TaskBatches(
+        tasks = TaskBatches(
             self.table,
             ranker,
             catalogue,
@@ -134,6 +96,7 @@ class Adaptation:
             recommend_seen=ranker.parameters.recommend_seen if setting is None else setting,
         )
         self._served = ServedItems(self.statistics, version, ranker, catalogue)
+        self._rounds = InnerRounds(self.table, ranker, catalogue, tasks=tasks, served=self._served, top_n=self._top_n)
 
     def begin(self, partition: int, offset: int) -> None:
         """Give a partition that has none statistics: the version's counts and pairs, as of this offset's epoch."""
@@ -158,13 +121,13 @@ class Adaptation:
         segments = Segments(), Segments()
         self._remember(events, *segments)
         events.side = self._served.read(events.applied())
-        self._learn(events)
+        self._rounds.learn(events)
         last = np.flatnonzero(occurrence(slots[::-1])[::-1] == 0)
         self.table.last_offset[slots[last]] = batch.offset[last]
         return Outcome(
             batch,
             slots[last],
-            self._list(slots[last], events, last),
+            self._rounds.lists(slots[last], events, last),
             self._prequential(batch, events),
             *segments,
             {partition: self.statistics[partition] for partition in np.unique(events.partition).tolist()},
@@ -177,12 +140,7 @@ class Adaptation:
 
     def popular(self, partition: int) -> Lists:
         """The list of a user without events, from a partition's current counts; empty while the catalogue is."""
-        if not len(self._row_nos):
-            return self._lists([])
-        none = np.zeros(0, np.int64)
-        tasks = self._tasks.of(none, Known.of(self.table, none), Reading(none, none, none), None)
-        top = self.ranker.rank(tasks, self._served.prior(partition), min(NUM_POPULAR, len(self._row_nos)))
-        return self._lists([top.of(1)])
+        return self._rounds.popular(partition)
 
     def _settle_fates(self, batch: MicroBatch, slots: Ints) -> Ints:
         fate = fates(batch, slots, self.table)
@@ -235,12 +193,12 @@ class Adaptation:
             table.adapter[mine, :size] = mapped
         table.meta_version[stale] = self.version
 
-    def _events(self, batch: MicroBatch, slots: Ints) -> _Events:
+    def _events(self, batch: MicroBatch, slots: Ints) -> EventColumns:
         number_of, num = self.catalogue.number_of, len(slots)
         types = np.fromiter((CODES[event.type] for event in batch.events), np.int64, num)
         items = np.fromiter((number_of[event.item_id] for event in batch.events), np.int64, num)
         positive = self._types.positive[types]
-        return _Events(
+        return EventColumns(
             slots,
             batch.partition,
             batch.offset,
@@ -253,7 +211,7 @@ class Adaptation:
             num_events=self.table.num_events[slots] + earlier(slots, positive),
         )
 
-    def _remember(self, events: _Events, id_segments: Segments, seen_segments: Segments) -> None:
+    def _remember(self, events: EventColumns, id_segments: Segments, seen_segments: Segments) -> None:
         """Move the users' memory past the batch, noting what each event's prediction may know."""
         table, slots, positive = self.table, events.slots, events.positive
         marks = np.where(positive, events.items, np.where(self._types.dismissal[events.types], -events.items, 0))
@@ -262,30 +220,7 @@ class Adaptation:
         table.append_positive(slots[positive], events.items[positive], events.types[positive])
         table.append_seen(slots[marks != 0], marks[marks != 0], seen_segments)
 
-    def _learn(self, events: _Events) -> None:
-        """Predict every positive from what was known before it, and move the users' adapters.
-
-        Honest residuals need the start's predictions only, and these do not depend on the adapter: so one pass serves
-        several events of a user, whose states follow one another inside a chunk (`previous`) and from chunk to chunk.
-        """
-        rows = self.catalogue.row_of[events.items]
-        for now in chunks(np.flatnonzero(events.positive & (rows >= 0))):
-            slots, size = events.slots[now], len(now)
-            tasks = self._tasks.of(slots, events.before.of(now), events.reading.of(now), self._served.pair_tables)
-            targets, previous = (
-                padded(column, -1).to(tasks.support.device) for column in (rows[now], _previous(slots))
-            )
-            candidates = _candidates_of(events.side.candidates, tasks.prior_rows // NUM_BUCKETS)
-            step = self.ranker.step(tasks, events.side.priors, targets, previous, candidates)
-            # of a user's several states the last stays
-            self.table.adapter[slots, : self.ranker.state_size] = step.state[:size].cpu().numpy()
-            self.table.track[slots, : self.ranker.track_size] = step.track[:size].cpu().numpy()
-            self.table.adapter_events[slots] = step.state_events[:size].cpu().numpy()
-            events.losses[:, now] = torch.stack([step.loss_adapted, step.loss_start])[:, :size].cpu().numpy()
-            ranks = torch.stack([step.rank_adapted, step.rank_start, step.rank_popular])
-            events.ranks[:, now] = ranks[:, :size].cpu().numpy()
-
-    def _prequential(self, batch: MicroBatch, events: _Events) -> Prequential:
+    def _prequential(self, batch: MicroBatch, events: EventColumns) -> Prequential:
         chosen = np.flatnonzero(events.positive)
         interactions = [batch.events[place] for place in chosen.tolist()]
         held = np.append(self.catalogue.tables.trained_index.cpu().numpy() >= 0, False)  # row -1 is no row
@@ -311,47 +246,3 @@ class Adaptation:
             scenes=[event.scene for event in interactions],
             applied_types=counts,
         )
-
-    def _list(self, slots: Ints, events: _Events, last: Ints) -> Lists:
-        """List what is best for users [U] after their last events, in the epochs of these."""
-        if not len(self._row_nos):
-            return Lists(np.zeros((len(slots), 0), np.int64), np.zeros((len(slots), 0)), np.zeros(len(slots), np.int64))
-        side, num_events = events.side, self.table.num_events[slots]
-        bases = side.prior_rows[last] // NUM_BUCKETS * NUM_BUCKETS
-        buckets = bucket_of(torch.from_numpy(num_events)).numpy()
-        reading = Reading(num_events, bases + buckets, side.pair_rows[last])
-        k = min(self._top_n, len(self._row_nos))
-        tops = []
-        for now in chunks(np.arange(len(slots))):
-            known = Known.of(self.table, slots[now])
-            tasks = self._tasks.of(slots[now], known, reading.of(now), self._served.pair_tables)
-            top = self.ranker.rank(tasks, side.priors, k)
-            tops.append(top.of(len(now)))
-            self.table.adapter_use[slots[now]] = top.use[: len(now)].cpu().numpy()
-        return self._lists(tops)
-
-    def _lists(self, tops: list[Top]) -> Lists:
-        if not tops:
-            return Lists(np.zeros((0, 0), np.int64), np.zeros((0, 0)), np.zeros(0, np.int64))
-        items = torch.cat([top.items for top in tops]).cpu().numpy()
-        scores = torch.sigmoid(torch.cat([top.logits for top in tops]).double()).cpu().numpy()
-        listed = items >= 0
-        return Lists(np.where(listed, self.catalogue.item_nos[items], 0), scores, listed.sum(1))
-
-
-def _candidates_of(blocks: list[Candidates | None], block: Tensor) -> Candidates | None:
-    """Candidates [U, C] of the blocks [U] of priors that the users read; None for a small catalogue."""
-    drawn = [candidates for candidates in blocks if candidates is not None]
-    if not drawn:
-        return None
-    columns, correction = (torch.stack(column)[block] for column in zip(*drawn, strict=True))
-    return Candidates(columns, correction)
-
-
-def _previous(slots: Ints) -> Ints:
-    """For each event [E], the place of the same user's event before it, -1 for a user's first."""
-    order = np.argsort(slots, kind="stable")
-    result = np.full(len(slots), -1)
-    again = slots[order][1:] == slots[order][:-1]
-    result[order[1:][again]] = order[:-1][again]
-    return result

@@ -17,6 +17,7 @@ OUTSIDE |= {"sqlalchemy", "structlog", "subprocess", "tempfile", "time"}
 PURE = {"adaptation", "batching", "binary_copy", "catalogue", "drift", "item_statistics", "support", "synthetic"}
 PURE |= {"chunks", "flood_gate", "forgotten", "known", "offline_worker", "outcome", "user_rows"}
 PURE |= {"drift_decision", "drift_detector", "drift_expectation", "drift_inputs"}
+PURE |= {"event_columns", "inner_rounds"}
 PURE |= {"pair_rows", "served_items", "served_pairs", "task_batches"}
 PURE |= {"judgement"}
 PURE |= {"foreign_columns", "interaction_log", "protocols"}

@@ -14,6 +14,7 @@ from typing import Any
 from models.ranker import Ranker
 from pipeline import loop, store
 from pipeline.adaptation import Adaptation
+from pipeline.inner_rounds import InnerRounds
 from pipeline.loop import Loop
 from pipeline.served_items import ServedItems
 from pipeline.store import Store
@@ -26,9 +27,9 @@ PARTS: tuple[tuple[str, Any, str], ...] = (
     ("fates (duplicates)", Adaptation, "_settle_fates"),
     ("support sets, what was known", Adaptation, "_remember"),
     ("item statistics, priors, pairs", ServedItems, "read"),
-    ("inner loop: tensors in and out", Adaptation, "_learn"),
+    ("inner loop: tensors in and out", InnerRounds, "learn"),
     ("inner loop: Ranker.step", Ranker, "step"),
-    ("lists: tensors in and out", Adaptation, "_list"),
+    ("lists: tensors in and out", InnerRounds, "lists"),
     ("lists: Ranker.rank", Ranker, "rank"),
     ("rows: user_state", store, "states_copy"),
     ("rows: prequential", store, "prequential_copy"),
