@@ -21,6 +21,7 @@ from pipeline.batching import (
     DUPLICATE,
     ERASED,
     FOREIGN,
+    LIMITED,
     DeadLetter,
     MicroBatch,
     dead_letter,
@@ -150,8 +151,9 @@ class Adaptation:
             if fate[index] == DUPLICATE:
                 advance.duplicates += 1
                 continue
-            if fate[index] == ERASED:
+            if fate[index] in (ERASED, LIMITED):
                 advance.dropped += 1
+                advance.rate_limited += int(fate[index] == LIMITED)
                 continue
             advance.dead_lettered += 1
             batch.dead_letters.append(self._rejected(batch, index, int(fate[index]), int(slots[index])))
@@ -217,6 +219,7 @@ class Adaptation:
         marks = np.where(positive, events.items, np.where(self._types.dismissal[events.types], -events.items, 0))
         events.before = Before(table, slots, (events.items, events.types), positive=positive, marks=marks)
         table.append_ids(slots, events.ids, events.bodies, id_segments)
+        table.spend(slots, events.record_ms)
         table.append_positive(slots[positive], events.items[positive], events.types[positive])
         table.append_seen(slots[marks != 0], marks[marks != 0], seen_segments)
 

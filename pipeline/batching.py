@@ -22,7 +22,7 @@ from schemas.events import Interaction, Rejected
 E = TypeVar("E")
 Parse = Callable[[bytes | None, bytes | None, int], E | Rejected]
 
-APPLIED, DUPLICATE, CONFLICTING, FOREIGN, ERASED = 0, 1, 2, 3, 4  # fates of a well-formed event
+APPLIED, DUPLICATE, CONFLICTING, FOREIGN, ERASED, LIMITED = 0, 1, 2, 3, 4, 5  # fates of a well-formed event
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,10 @@ class DeadLetter:
 
 @dataclass(slots=True)
 class Advance:
-    """How far one partition moves, and the fates of the offsets it passes: they add up to the distance."""
+    """How far one partition moves, and the fates of the offsets it passes: they add up to the distance.
+
+    Of those dropped, `rate_limited` were their user's too many within a minute.
+    """
 
     topic: str
     partition: int
@@ -52,6 +55,7 @@ class Advance:
     duplicates: int = 0
     dropped: int = 0
     skipped: int = 0
+    rate_limited: int = 0
 
 
 @dataclass(slots=True)
@@ -140,12 +144,13 @@ class LostRecords(Exception):
 
 
 def fates(batch: MicroBatch, slots: Ints, table: UserTable) -> Ints:
-    """APPLIED, DUPLICATE, CONFLICTING, FOREIGN or ERASED for each event. [E]
+    """APPLIED, DUPLICATE, CONFLICTING, FOREIGN, ERASED or LIMITED for each event. [E]
 
     An event id is remembered for its user's last `id_horizon` applied events: the same id with the same body is a
     duplicate, with another body a conflict; neither is remembered again. A user lives in the partition of the first
     event; one that turns up in another (a foreign partitioner) is FOREIGN there. What happened, or was recorded, before
-    its user asked to be forgotten is ERASED, however late it comes.
+    its user asked to be forgotten is ERASED, however late it comes. What the table's rate limit does not admit is
+    LIMITED; neither its id nor its time is remembered.
 
     `slots` [E] are those of the events' users.
     """
@@ -154,7 +159,11 @@ def fates(batch: MicroBatch, slots: Ints, table: UserTable) -> Ints:
         return result
     result[_erased(batch, table.erased_ms[slots])] = ERASED
     ids = np.fromiter((event.id_hash for event in batch.events), np.int64, len(slots))
-    for index in np.flatnonzero(_users_with_suspects(slots, ids, table)).tolist():
+    suspects = _users_with_suspects(slots, ids, table)
+    if table.rate_limit is not None:
+        over = table.rate_limit.suspects(table.due_us, slots, batch.record_ms)
+        suspects |= np.isin(slots, list(over)) & (occurrence(slots) == 0)
+    for index in np.flatnonzero(suspects).tolist():
         _settle(index, batch, slots, table, result)
     return result
 
@@ -184,7 +193,7 @@ def _settle(first: int, batch: MicroBatch, slots: Ints, table: UserTable, result
     """Decide one user's events in order."""
     slot = int(slots[first])
     ids, bodies = table.ids(slot)
-    num_applied = int(table.num_applied[slot])
+    num_applied, due_us = int(table.num_applied[slot]), int(table.due_us[slot])
     known = dict(
         zip(ids.tolist(), zip(range(num_applied - len(ids), num_applied), bodies.tolist(), strict=True), strict=True)
     )
@@ -195,9 +204,15 @@ def _settle(first: int, batch: MicroBatch, slots: Ints, table: UserTable, result
         ordinal, body = known.get(event.id_hash, (-1, 0))
         if ordinal >= 0 and num_applied - ordinal <= table.id_horizon:
             result[index] = DUPLICATE if body == event.body_hash else CONFLICTING
-        else:
-            known[event.id_hash] = (num_applied, event.body_hash)
-            num_applied += 1
+            continue
+        if table.rate_limit is not None:
+            at_us = int(batch.record_ms[index]) * 1000
+            if not table.rate_limit.admits(due_us, at_us):
+                result[index] = LIMITED
+                continue
+            due_us = table.rate_limit.after(due_us, at_us)
+        known[event.id_hash] = (num_applied, event.body_hash)
+        num_applied += 1
 
 
 def _advance_for(advances: list[Advance], chunk: Chunk, position: int) -> Advance:

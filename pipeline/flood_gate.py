@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from pipeline.batching import MicroBatch
 from schemas.errors import ConfigurationError
 
@@ -17,17 +19,31 @@ class FloodGate:
         """limit: largest share that may pass; window: events over which it is taken."""
         self._limit, self._window = limit, window
         self._recent: list[tuple[int, int]] = []  # (offsets passed, dead letters) of the newest batches
+        self._counted: dict[int, int] = {}  # up to which offset of a partition
 
     def pass_on(self, batch: MicroBatch) -> None:
-        """Count a batch before it is written. Raises DeadLetterFlood where too many are malformed."""
-        passed = sum(move.next_offset - move.start for move in batch.advances)
-        self._recent.append((passed, len(batch.dead_letters)))
-        while len(self._recent) > 1 and sum(row[0] for row in self._recent[1:]) >= self._window:
-            self._recent.pop(0)
+        """Count a batch before it is written; what is tried again counts once.
+
+        Raises DeadLetterFlood where too many are malformed.
+        """
+        fresh = [move for move in batch.advances if move.next_offset > self._counted.get(move.partition, -1)]
+        self._counted |= {move.partition: move.next_offset for move in fresh}
+        if fresh:
+            self._recent.append((sum(move.next_offset - move.start for move in fresh), len(batch.dead_letters)))
+            while len(self._recent) > 1 and sum(row[0] for row in self._recent[1:]) >= self._window:
+                self._recent.pop(0)
+            self._check(letter.reason for letter in batch.dead_letters)
+
+    def give_up(self, reason: str) -> None:
+        """Count one more dead letter of the newest batch. Raises DeadLetterFlood, as `pass_on`."""
+        num_passed, num_dead = self._recent[-1]
+        self._recent[-1] = (num_passed, num_dead + 1)
+        self._check([reason])
+
+    def _check(self, reasons: Iterable[str]) -> None:
         seen, dead = (sum(column) for column in zip(*self._recent, strict=True))
         if seen >= self._window and dead > self._limit * seen:
-            reasons = sorted({letter.reason for letter in batch.dead_letters})
             raise DeadLetterFlood(
-                f"{dead} of the last {seen} events are malformed ({', '.join(reasons)}): mend their producer, or raise "
-                "INNERLOOP_DEAD_LETTER_LIMIT to let them pass into dead_letters"
+                f"{dead} of the last {seen} events are malformed ({', '.join(sorted(set(reasons)))}): mend their "
+                "producer, or raise INNERLOOP_DEAD_LETTER_LIMIT to let them pass into dead_letters"
             )

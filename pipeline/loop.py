@@ -7,13 +7,15 @@ what is left are conditions that end the process, because a restart from the pos
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import structlog
 
 from pipeline.adaptation import Adaptation
 from pipeline.batching import Advance, MicroBatch, Parse, Walk, micro_batch, walk
+from pipeline.bisection import by_halves
 from pipeline.catalogue_store import number_items, read_items, write_items
 from pipeline.chunks import Chunk
 from pipeline.flood_gate import FloodGate
@@ -200,7 +202,10 @@ class Loop:
         )
 
     def _advance_items(self, chunks: Sequence[Chunk]) -> None:
-        found: Walk[CatalogueItem | Withdrawal] = walk(chunks, self._held(self.items), _item_change)
+        self._by_halves(self._advance_catalogue, chunks, _item_change)
+
+    def _advance_catalogue(self, chunks: Sequence[Chunk], parse: Parse[CatalogueItem | Withdrawal]) -> None:
+        found: Walk[CatalogueItem | Withdrawal] = walk(chunks, self._held(self.items), parse)
         if not found.advances:
             return
         for move in found.advances:  # the last change of an item wins, the others are applied by it
@@ -213,10 +218,21 @@ class Loop:
     def _advance_interactions(self, chunks: Sequence[Chunk]) -> None:
         """One transaction per version in use: of a canary's partitions and of the others."""
         for adaptation, partitions in self.versions.groups({chunk.partition for chunk in chunks}):
-            self._advance_under(adaptation, [chunk for chunk in chunks if chunk.partition in partitions])
+            mine = [chunk for chunk in chunks if chunk.partition in partitions]
+            self._by_halves(partial(self._advance_under, adaptation), mine, self._parse)
 
-    def _advance_under(self, adaptation: Adaptation, chunks: Sequence[Chunk]) -> None:
-        batch = micro_batch(chunks, self._held(self.interactions), self._parse)
+    def _by_halves(
+        self, step: Callable[[Sequence[Chunk], Parse[Any]], None], chunks: Sequence[Chunk], parse: Parse[Any]
+    ) -> None:
+        def refused(rejection: Rejected) -> None:
+            log.error("the database refuses what comes of a record", reason=rejection.detail)
+            if chunks[0].topic == self.interactions:
+                self._flood_gate.give_up(rejection.reason)
+
+        by_halves(step, chunks, parse, again=partial(self._reread, chunks[0].topic), refused=refused)
+
+    def _advance_under(self, adaptation: Adaptation, chunks: Sequence[Chunk], parse: Parse[Interaction]) -> None:
+        batch = micro_batch(chunks, self._held(self.interactions), parse)
         if not batch.advances:
             return
         self._flood_gate.pass_on(batch)

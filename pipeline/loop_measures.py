@@ -20,6 +20,7 @@ class Measures:
     num_adapted: int = 0  # users with an adapter, each time that they were written
     num_gated: int = 0  # of these, whose adapter was not served, since it lost to its start
     num_diverged: int = 0
+    num_rate_limited: int = 0
     freshness_ms: list[float] = field(default_factory=list)
 
     def add(self, batch: MicroBatch, adapter_use: Ints, committed_ms: float) -> None:
@@ -30,6 +31,7 @@ class Measures:
         self.num_gated += int(uses[GATED])
         self.num_diverged += int(uses[DIVERGED])
         self.num_events += sum(move.next_offset - move.start for move in batch.advances)
+        self.num_rate_limited += sum(move.rate_limited for move in batch.advances)
         self.freshness_ms += (committed_ms - batch.record_ms).tolist()
 
     def fields(self) -> dict[str, float]:
@@ -42,4 +44,5 @@ class Measures:
             "freshness_p99_ms": round(float(p99), 1),
             "gated_share": round(self.num_gated / max(self.num_adapted, 1), 4),
             "diverged": self.num_diverged,
+            "rate_limited": self.num_rate_limited,
         }

@@ -28,7 +28,8 @@ INSERT_POSITION = """INSERT INTO innerloop.stream_position (topic, partition, fi
     VALUES (%s, %s, %s, %s) ON CONFLICT DO NOTHING"""
 ADVANCE = """UPDATE innerloop.stream_position SET next_offset = %s, applied = applied + %s,
     dead_lettered = dead_lettered + %s, duplicates = duplicates + %s, dropped = dropped + %s, skipped = skipped + %s,
-    updated_at = clock_timestamp() WHERE topic = %s AND partition = %s AND next_offset = %s"""
+    rate_limited = rate_limited + %s, updated_at = clock_timestamp()
+    WHERE topic = %s AND partition = %s AND next_offset = %s"""
 ACCEPT_GAP = """UPDATE innerloop.stream_position SET next_offset = %s, skipped = skipped + %s
     WHERE topic = %s AND partition = %s AND next_offset = %s"""
 INSERT_DEAD_LETTERS = """INSERT INTO innerloop.dead_letters
@@ -68,7 +69,7 @@ RECORD_ACTIVATION = """INSERT INTO innerloop.activations (topic, partition, kind
 def move_positions(cursor: psycopg2.extensions.cursor, advances: Iterable[Advance]) -> None:
     """Move each position by compare-and-set; raises Fenced when one is not where it is expected."""
     for move in sorted(advances, key=lambda advance: advance.partition):
-        counts = (move.applied, move.dead_lettered, move.duplicates, move.dropped, move.skipped)
+        counts = (move.applied, move.dead_lettered, move.duplicates, move.dropped, move.skipped, move.rate_limited)
         cursor.execute(ADVANCE, (move.next_offset, *counts, move.topic, move.partition, move.start))
         if cursor.rowcount != 1:
             raise Fenced(f"{move.topic}[{move.partition}] is no longer at {move.start}")

@@ -27,6 +27,10 @@ class Fenced(Exception):
     """Another worker has moved the position: forget the partition and stop, the restart reads the truth."""
 
 
+class RowRefused(Exception):
+    """A row violates a constraint of the database, or holds a value it has no room for: leave its record out."""
+
+
 class Session:
     """A connection, opened when needed and prepared by a statement, if any; not shared between threads."""
 
@@ -36,7 +40,10 @@ class Session:
 
     @contextmanager
     def transaction(self) -> Iterator[psycopg2.extensions.cursor]:
-        """One transaction, committed at the end of the block. Passing failures become StoreUnavailable."""
+        """One transaction, committed at the end of the block.
+
+        Failures that pass become StoreUnavailable, rows that can never be written RowRefused.
+        """
         try:
             if self._connection is None:
                 self._connection = self._open()
@@ -45,6 +52,8 @@ class Session:
         except (psycopg2.Error, DBAPIError) as error:
             self.close()
             cause = error.orig if isinstance(error, DBAPIError) else error
+            if isinstance(cause, psycopg2.IntegrityError | psycopg2.DataError):
+                raise RowRefused(_sentence(cause)) from error
             if not isinstance(cause, psycopg2.Error) or not _passes(cause):
                 raise
             raise StoreUnavailable(str(cause).strip().split("\n")[0]) from error
@@ -68,3 +77,10 @@ class Session:
 
 def _passes(error: psycopg2.Error) -> bool:
     return error.pgcode in _PASSING_CODES or isinstance(error, psycopg2.OperationalError | psycopg2.InterfaceError)
+
+
+def _sentence(error: psycopg2.Error) -> str:
+    # PostgreSQL's own sentence may quote the row.
+    diagnosis = error.diag
+    place = diagnosis.constraint_name or diagnosis.column_name or "a value"
+    return f"{place} of {diagnosis.table_name or 'a row'} refuses it ({type(error).__name__}, {error.pgcode})"

@@ -69,6 +69,9 @@ class Settings(BaseSettings):
     seen_items: int = Field(2000, ge=0, le=100_000, description="newest seen items kept per user")
     dedup_events: int = Field(1000, ge=0, le=100_000, description="event ids remembered per user")
     top_n: int = Field(50, ge=1, le=1000, description="scores stored per user")
+    user_events_per_minute: int = Field(
+        6000, ge=0, le=60_000_000, description="events of one user applied per minute of Kafka's time; 0: no limit"
+    )
     cache_users: int = Field(50_000, ge=1, description="users held in memory by one worker")
     batch_events: int = Field(2048, ge=1, le=1_000_000, description="most events of one transaction")
     device: str = Field("cpu", pattern=r"^(cpu|cuda(:\d+)?)$", description="where the inner loop runs: cpu, cuda")

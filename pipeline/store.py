@@ -48,7 +48,7 @@ INCOMING = "".join(
 STATE_COLUMNS = (
     "user_id", "partition", "last_offset", "num_events", "num_applied", "support_items", "support_types", "adapter",
     "track", "adapter_events", "adapter_use", "meta_version", "top_items", "top_scores", "recent_ids", "recent_bodies",
-    "recent_seen", "num_seen",
+    "recent_seen", "num_seen", "due_us",
 )  # fmt: skip
 COPY_USERS = f"COPY incoming_user_state ({', '.join(STATE_COLUMNS)}) FROM STDIN (FORMAT binary)"
 # In one order of users everywhere, so that two transactions cannot wait for each other.
@@ -71,7 +71,7 @@ COPY_PREQUENTIAL = """COPY incoming_prequential
     scene_names, applied_types) FROM STDIN (FORMAT binary)"""
 TAKE_PREQUENTIAL = "INSERT INTO innerloop.prequential SELECT * FROM incoming_prequential"
 LOAD_USERS = """SELECT user_id, partition, last_offset, num_events, num_applied, support_items, support_types, adapter,
-    track, adapter_events, meta_version, recent_ids, recent_bodies, recent_seen, num_seen
+    track, adapter_events, meta_version, recent_ids, recent_bodies, recent_seen, num_seen, due_us
     FROM innerloop.user_state WHERE user_id = ANY(%s)"""
 LOAD_EVENT_IDS = """SELECT user_id, ids, bodies FROM innerloop.event_ids
     WHERE user_id = ANY(%s) ORDER BY user_id, segment"""

@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.rate_limit import RateLimit
+
 Ints = NDArray[np.int64]
 Numbers = Sequence[int] | NDArray[np.generic]
 
@@ -66,9 +68,16 @@ class UserTable:
     """
 
     def __init__(
-        self, capacity: int, *, support_size: int, state_size: int, id_horizon: int, seen_horizon: int
+        self,
+        capacity: int,
+        *,
+        support_size: int,
+        state_size: int,
+        id_horizon: int,
+        seen_horizon: int,
+        rate_limit: RateLimit | None = None,
     ) -> None:
-        self.capacity = capacity
+        self.capacity, self.rate_limit = capacity, rate_limit
         self.id_horizon, self.seen_horizon = id_horizon, seen_horizon
         self.partition = np.full(capacity, -1, np.int32)
         self.last_offset = np.full(capacity, -1, np.int64)
@@ -82,6 +91,7 @@ class UserTable:
         self.track = np.zeros((capacity, 0), np.float32)  # what adapters have earned lately
         self.adapter_use = np.zeros(capacity, np.int64)  # what the last list was made with
         self.meta_version = np.zeros(capacity, np.int32)
+        self.due_us = np.zeros(capacity, np.int64)  # when the events so far would be due at the permitted rate
         self.erased_ms = np.zeros(capacity, np.int64)  # Kafka's time of the wish to be forgotten; 0: none
         self.recent_ids = np.zeros((capacity, TAIL), np.int64)
         self.recent_bodies = np.zeros((capacity, TAIL), np.int32)
@@ -156,6 +166,11 @@ class UserTable:
         for slot in np.flatnonzero(self.partition == partition).tolist():
             self._release(slot)
 
+    def spend(self, slots: Ints, record_ms: Ints) -> None:
+        """Count applied events of these users against the rate limit, where there is one; a user's oldest first."""
+        if self.rate_limit is not None:
+            self.rate_limit.spend(self.due_us, slots, record_ms)
+
     def append_positive(self, slots: Ints, item_nos: Ints, types: Ints) -> None:
         """Push positives onto the support sets of these users; a user's come oldest first."""
         users, user, counts = np.unique(slots, return_inverse=True, return_counts=True)
@@ -198,14 +213,15 @@ class UserTable:
 
     def restore(self, slots: Ints, rows: Sequence[tuple[Any, ...]]) -> None:
         """Fill slots from rows (user_id, partition, last_offset, num_events, num_applied, support_items, support_types,
-        adapter, track, adapter_events, meta_version, recent_ids, recent_bodies, recent_seen, num_seen).
+        adapter, track, adapter_events, meta_version, recent_ids, recent_bodies, recent_seen, num_seen, due_us).
         """
         self.widen(*(max((len(row[place]) for row in rows), default=0) for place in (7, 8)))
         for slot, row in zip(slots.tolist(), rows, strict=True):
             (_, _, self.last_offset[slot], self.num_events[slot], self.num_applied[slot], items, types, adapter) = row[
                 :8
             ]
-            track, self.adapter_events[slot], self.meta_version[slot], ids, bodies, seen, self.num_seen[slot] = row[8:]
+            track, self.adapter_events[slot], self.meta_version[slot], ids, bodies, seen = row[8:14]
+            self.num_seen[slot], self.due_us[slot] = row[14:]
             kept = min(len(items), self.support_items.shape[1])
             if kept:
                 self.support_items[slot, -kept:], self.support_types[slot, -kept:] = items[-kept:], types[-kept:]

@@ -56,6 +56,7 @@ def states_copy(outcome: Outcome, table: UserTable) -> io.BytesIO:
                 Ragged(table.recent_bodies[slots], num_recent, INT4),
                 Ragged(table.recent_seen[slots], num_seen, INT4),
                 Scalar(table.num_seen[slots], INT4),
+                Scalar(table.due_us[slots], INT8),
             ]
         )
     )

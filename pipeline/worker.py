@@ -32,6 +32,7 @@ from pipeline.heartbeat import Heartbeat
 from pipeline.logs import quieten_logs
 from pipeline.loop import Loop
 from pipeline.loop_versions import Sources
+from pipeline.rate_limit import RateLimit
 from pipeline.session import SESSION, Fenced, StoreUnavailable
 from pipeline.settings import Settings
 from pipeline.store import Store
@@ -210,6 +211,7 @@ def build_loop(settings: Settings, engine: Engine) -> Loop:
         state_size=0,
         id_horizon=settings.dedup_events,
         seen_horizon=settings.seen_items,
+        rate_limit=RateLimit(settings.user_events_per_minute) if settings.user_events_per_minute else None,
     )
     types = Types.of({name: (kind.label, kind.weight) for name, kind in settings.event_types.items()})
     mapping = load_mapping(settings.mapping) if settings.mapping else None

@@ -66,6 +66,7 @@ stream_position = Table(
         for name in ("applied", "dead_lettered", "duplicates", "dropped", "skipped")
     ),
     stamp("updated_at"),
+    required("rate_limited", BigInteger, text("0")),
 )
 
 activations = Table(
@@ -133,6 +134,7 @@ user_state = Table(
     stamp("updated_at"),
     array("track", FLOAT4S),
     required("adapter_use", SmallInteger, text("0")),
+    required("due_us", BigInteger, text("0")),
     Index("user_state_not_served", "adapter_use", postgresql_where=text("adapter_use > 1")),
 )
 
@@ -221,4 +223,12 @@ erased_users = Table(
     Column("erasure", BigInteger, unique=True, nullable=False),
     required("erased_ms", BigInteger),
     clock("erased_at"),
+)
+
+worker_settings = Table(
+    "worker_settings",
+    metadata,
+    Column("fingerprint", Integer, primary_key=True, autoincrement=False),
+    required("settings", JSONB),
+    stamp("first_used_at"),
 )

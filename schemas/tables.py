@@ -30,6 +30,7 @@ from schemas.stream_tables import (
     seen_items,
     stream_position,
     user_state,
+    worker_settings,
 )
 from schemas.version_tables import (
     artefact_writes,
@@ -69,4 +70,5 @@ __all__ = [
     "state_maps",
     "stream_position",
     "user_state",
+    "worker_settings",
 ]

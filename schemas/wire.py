@@ -34,6 +34,8 @@ REASONS: tuple[str, ...] = (
     "KEY_MISMATCH",
     # Not the decoder's: found where the user's earlier event ids are known.
     "CONFLICTING_DUPLICATE",
+    # Nor this: what came of the event is a row that the database does not take.
+    "CONSTRAINT",
 )
 
 # Never fails to match at a quote, so hostile text costs linear time; an unfinished string ends with the text.

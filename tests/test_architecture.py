@@ -19,7 +19,7 @@ PURE |= {"chunks", "flood_gate", "forgotten", "known", "offline_worker", "outcom
 PURE |= {"drift_decision", "drift_detector", "drift_expectation", "drift_inputs"}
 PURE |= {"event_columns", "inner_rounds"}
 PURE |= {"pair_rows", "served_items", "served_pairs", "task_batches"}
-PURE |= {"judgement"}
+PURE |= {"judgement", "rate_limit"}
 PURE |= {"foreign_columns", "interaction_log", "protocols"}
 KNOWS_MODELS = {"pipeline.registry": "refuses an artefact that must not be served before its row exists"}
 

@@ -57,7 +57,7 @@ def test_a_restored_user_is_the_user_that_was_stored() -> None:
     row: tuple[object, ...] = (
         "u", 0, 9, 0, 150, [], [], [0.0, 0.0], [0.0], 0, 1,
         users.recent_ids[slot, :tail].tolist(), users.recent_bodies[slot, :tail].tolist(),
-        users.recent_seen[slot, :tail].tolist(), 150,
+        users.recent_seen[slot, :tail].tolist(), 150, 0,
     )  # fmt: skip
     other.restore(restored, [row])
     for entries in segments.entries:

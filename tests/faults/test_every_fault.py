@@ -30,6 +30,10 @@ SHOWN_BY = {
     15: ("test_a_repeated_event_has_one_effect_and_a_changed_one_is_a_conflict",),
     16: ("test_a_repeated_event_has_one_effect_and_a_changed_one_is_a_conflict",),
     17: ("test_a_replay_of_the_whole_topic_changes_no_row",),
+    18: (
+        "test_what_is_over_the_limit_is_dropped_and_counted_however_the_log_is_cut",
+        "test_who_floods_costs_the_others_no_more_than_the_limit",
+    ),
     19: ("test_inverted_labels_of_one_user_in_a_hundred_are_an_alarm_and_no_retraining",),
     20: ("test_memory_does_not_grow_with_100_000_users", "test_memory_does_not_grow_with_a_million_users"),
     21: ("test_a_stored_hash_that_is_none_never_becomes_a_path",),
@@ -45,6 +49,10 @@ SHOWN_BY = {
     30: ("test_the_database_away_for_ten_seconds_costs_nothing",),
     31: ("test_a_lost_answer_to_commit_has_one_effect",),
     32: (PASSING,),
+    33: (
+        "test_a_row_that_violates_a_constraint_costs_its_event_alone",
+        "test_an_item_that_violates_a_constraint_costs_its_record_alone",
+    ),
     34: (PASSING,),
     35: (PASSING,),
     36: (PASSING, "test_a_worker_that_stops_amid_copying_keeps_nobody_waiting"),
@@ -89,9 +97,7 @@ SHOWN_BY = {
     54: ("test_forgetting_somebody_unknown_is_fine_and_leaves_one_line_of_audit",),
 }
 NOT_BUILT = {
-    18: "one user at 30 % of the traffic: there is no rate limit",
     28: "access revoked: no broker of the tests knows access rights",
-    33: "one row that violates a constraint: the worker ends, and does not look for the row by halves",
     46: "one group, two configurations: workers do not compare theirs",
 }
 
