@@ -108,10 +108,6 @@ def _make(
         return Popular(fitted, online=name == "popular-online"), {}
     if name == "popular-by-position":
         return PositionPopular(fitted, online=True, least_events=least_events), {}
-    if name == "sasrec":
-        from models.peers.sasrec import SASRec
-
-        return SASRec(fitted, seed=seed), {}
     make, settings = _tuned(name, seed)
 
     def popular(window: Interactions) -> Peer:
@@ -133,6 +129,11 @@ def _make(
 
 
 Setting = dict[str, float]
+# The best of nine on MovieLens-100K's `tune` phase (tests/benchmarks/LOG.md); each costs up to two minutes to train
+SASREC: tuple[Setting, ...] = tuple(
+    {"width": width, "blocks": blocks, "dropout": dropout, "learning_rate": 3e-3}
+    for width, blocks, dropout in ((32, 2, 0.2), (64, 2, 0.5), (128, 1, 0.5))
+)
 
 
 def _tuned(name: str, seed: int) -> tuple[Callable[[Interactions, Setting], Peer], list[Setting]]:
@@ -145,6 +146,10 @@ def _tuned(name: str, seed: int) -> tuple[Callable[[Interactions, Setting], Peer
         return lambda window, setting: Ease(window, **setting), grid
     if name in ("repeats", "item-knn-repeats"):
         return lambda window, setting: Repeats(window, **setting), [{"decay": decay} for decay in (0.9, 0.97, 1.0)]
+    if name == "sasrec":
+        from models.peers.sasrec import SASRec, Sizes
+
+        return lambda window, setting: SASRec(window, Sizes.of(setting), seed=seed), list(SASREC)
     from models.peers.als import FoldedALS
 
     fits = ((20.0, 4.0), (60.0, 4.0), (20.0, 2.0), (100.0, 10.0))
