@@ -50,10 +50,19 @@ def switched_off(parameters: MetaParameters) -> dict[str, MetaParameters]:
         "bonus list, and pairs": replace(p, pairs_online=False, neighbour_items=torch.full_like(p.neighbour_items, -1)),
         **parts,
         "texts": replace(p, text_map=torch.zeros_like(p.text_map), shrinkage=1e-6),
+        "decay of the support": replace(p, part_decays=torch.ones_like(p.part_decays)),
         "inner step": replace(p, use_inner_step=False),
+        "trust region": replace(p, trust_radius=1e6),
         "gate": replace(p, gate_credit=1e6),
         "second memory": replace(p, memory_decays=p.memory_decays[:0]),
     }
+
+
+def is_off(parameters: MetaParameters, without: MetaParameters) -> bool:
+    """Whether validation had switched off already what `without` lacks."""
+    ours, theirs = parameters.tensors(), without.tensors()
+    same = all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
+    return same and parameters.metadata() == without.metadata()
 
 
 def of_users(ranks: Tensor, users: Tensor, slots: int) -> Tensor:
@@ -95,15 +104,19 @@ def ablation(stream: Stream, parameters: MetaParameters, home: Path, _: int) -> 
     unseen = torch.from_numpy(stream.unseen)
     users = torch.from_numpy(stream.data.users[stream.events].astype(np.int64))[unseen]
 
-    def figures(one: MetaParameters) -> dict[str, Tensor]:
-        ranks = stream_replay.run(stream, one, home, frozen=False)[0][unseen]
+    def figures(one: MetaParameters, *, frozen: bool = False) -> dict[str, Tensor]:
+        ranks = stream_replay.run(stream, one, home, frozen=frozen)[0][unseen]
         return {name: of_users(ranks, users, slots) for name, slots in FIGURES.items()}
+
+    def lost(without: dict[str, Tensor]) -> dict[str, list[float]]:
+        return {figure: told(whole[figure] - without[figure]) for figure in FIGURES}
 
     whole = figures(parameters)
     rows: dict[str, Any] = {"whole": {name: told(values) for name, values in whole.items()}}
+    rows["loss without: popularity and pairs online"] = lost(figures(parameters, frozen=True))
     for name, changed in switched_off(parameters).items():
-        without = figures(changed)
-        rows[f"loss without: {name}"] = {figure: told(whole[figure] - without[figure]) for figure in FIGURES}
+        off = is_off(parameters, changed)
+        rows[f"loss without: {name}"] = "off by rule in this version" if off else lost(figures(changed))
         print(name, rows[f"loss without: {name}"], flush=True)
     return rows
 
