@@ -156,7 +156,28 @@ def test_the_hours_of_the_day_are_learnt_and_a_change_of_level_is_not() -> None:
         known.learn(loss[now], cells[now], at_ms[now])
     truth = 0.1 * np.sin(2 * np.pi * (np.arange(24) + 0.5) / 24)
     assert np.abs(known.season - truth).max() < 0.05
-    assert known.days == 6
+    assert known.days == 7
+
+
+def test_the_hours_are_known_a_day_after_the_first_event_whenever_that_came() -> None:
+    afternoon, num = START_MS + 15 * DAY_MS // 24, EVENTS_PER_DAY + BLOCK
+    at_ms = afternoon + (np.arange(num) * (DAY_MS / EVENTS_PER_DAY)).astype(np.int64)
+    loss = daily(np.full(num, 0.2))
+    known, cells = Expectation(1), np.zeros(num, np.int64)
+    for start in range(0, num, BLOCK):
+        now = slice(start, start + BLOCK)
+        known.learn(loss[now], cells[now], at_ms[now])
+    assert known.days == 1
+    hour = np.roll(0.1 * np.sin(2 * np.pi * (np.arange(24) + 0.5) / 24), 15)
+    assert np.abs(known.season - hour).max() < 0.05
+    again = Expectation.restore(json.loads(json.dumps(known.state())))
+    assert again.state() == known.state()
+
+
+def test_a_change_that_begins_by_dropping_what_is_like_the_rest_is_still_found() -> None:
+    (trial,) = (one for one in trials(quick=False) if one.name == "coin .20 → .40, ±50 % a day")
+    rng = np.random.default_rng(49)  # ADWIN drops 8,192 of 28,000 alike first, 68 events after the change
+    assert [place for place in monitor(trial.draw(rng, 49), rng) if place >= 50_000]
 
 
 def test_nothing_is_said_before_enough_is_known() -> None:
