@@ -79,7 +79,8 @@ def test_the_tables_are_what_python_takes_them_for(owner: Engine) -> None:
     with owner.connect() as connection:
         found = compare_metadata(MigrationContext.configure(connection, opts=options), tables.metadata)
     # Comments are for people who look at the database.
-    assert [change for change in found if not (isinstance(change, list) and change[0][0] == "modify_comment")] == []
+    kinds = [change[0][0] if isinstance(change, list) else change[0] for change in found]
+    assert [kind for kind in kinds if kind not in {"modify_comment", "remove_table_comment"}] == []
 
 
 def test_migrations_at_the_same_time_end_as_one(empty: str) -> None:
@@ -484,6 +485,38 @@ def test_who_has_seen_everything_sees_it_again_but_not_what_was_dismissed(writer
         add_popular(connection, 0, {1: 0.5, 2: 0.4, 3: 0.3})
         add_user(connection, "u", recent_seen=[1, -2, 3])
     assert listed(reader, "u", 5) == ["i1 popular", "i3 popular"]
+
+
+def test_whoever_looks_at_the_schema_is_told_what_everything_holds(reader: Engine) -> None:
+    silent = """
+        SELECT 'schema ' || nspname FROM pg_namespace
+        WHERE nspname = 'innerloop' AND obj_description(oid, 'pg_namespace') IS NULL
+        UNION ALL SELECT 'relation ' || relname FROM pg_class
+        WHERE relnamespace = 'innerloop'::regnamespace AND relkind IN ('r', 'v') AND relname <> 'alembic_version'
+            AND obj_description(oid, 'pg_class') IS NULL
+        UNION ALL SELECT 'function ' || oid::regprocedure FROM pg_proc
+        WHERE pronamespace = 'innerloop'::regnamespace AND obj_description(oid, 'pg_proc') IS NULL
+    """
+    with reader.connect() as connection:
+        assert connection.scalars(text(silent)).all() == []
+
+
+def test_a_list_is_read_by_look_ups_alone(writer: Engine, reader: Engine, owner: Engine) -> None:
+    with writer.begin() as connection:
+        connection.execute(
+            text("INSERT INTO innerloop.items (item_id, item_no) SELECT 'i' || n, n FROM generate_series(1, 3000) AS n")
+        )
+        rows = [{"user_id": f"u{n}", "top_items": [*range(1, 51)], "top_scores": [0.5] * 50} for n in range(1000)]
+        connection.execute(insert(tables.user_state), [USER | row for row in rows])
+    with owner.execution_options(isolation_level="AUTOCOMMIT").connect() as connection:
+        connection.execute(text("ANALYZE innerloop.items, innerloop.user_state"))
+    read = "SELECT relname, seq_tup_read FROM pg_stat_xact_user_tables WHERE relname IN ('items', 'user_state')"
+    with reader.connect() as connection:
+        assert len(connection.execute(text("SELECT * FROM innerloop.recommend('u7', 10)")).all()) == 10
+        assert dict(map(tuple, connection.execute(text(read)))) == {"items": 0, "user_state": 0}
+        listed = "SELECT * FROM innerloop.scores WHERE user_id = 'u7'"
+        assert len(connection.execute(text(listed)).all()) == 50
+        assert dict(map(tuple, connection.execute(text(read))))["user_state"] == 0
 
 
 def test_sql_in_an_id_is_only_an_id(writer: Engine, reader: Engine) -> None:
