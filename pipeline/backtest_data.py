@@ -23,8 +23,6 @@ from schemas.events import Interaction, Rejected, parse_interaction
 from schemas.mapping import Mapping, load_mapping
 from schemas.wire import Refusal, json_object
 
-NAMED = ("ml-100k", "synthetic")
-
 
 @dataclass
 class Source:

@@ -27,14 +27,14 @@ from models.meta_parameters import MetaParameters
 from models.ranker import Ranker, Step, TaskBatch
 from models.top_items import best_rows
 from pipeline.adaptation import Adaptation, Types
-from pipeline.batching import MicroBatch, Parse, micro_batch
+from pipeline.batching import MicroBatch, micro_batch
 from pipeline.catalogue import Catalogue, ListedItem, build_catalogue
 from pipeline.chunks import Chunk
 from pipeline.item_statistics import EPOCH
 from pipeline.outcome import Outcome
 from pipeline.support import Ints, Segments, UserTable
 from schemas.event_types import CODES
-from schemas.events import Interaction, Rejected, parse_interaction
+from schemas.events import Interaction, Rejected
 
 TOPIC = "interactions"
 LISTED = 10  # items of a list that are noted by a Recorder
@@ -117,10 +117,6 @@ class OfflineWorker:
         rest = iter(events)
         while now := list(islice(rest, batch_events)):
             yield self.apply(self.micro_batch(now))
-
-    def apply_records(self, chunks: Sequence[Chunk], parse: Parse[Interaction] = parse_interaction) -> Outcome:
-        """Decode and apply raw records (of every partition from its position on) as one micro-batch."""
-        return self.apply(micro_batch(chunks, self.positions, parse))
 
     def micro_batch(self, events: Sequence[Interaction | Rejected]) -> MicroBatch:
         """Lay decoded events out as if they had just been read at the next offsets of their users' partitions."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -16,21 +15,13 @@ from models.learners import LEARNERS
 from models.meta_parameters import NUM_BUCKETS, MetaParameters
 from models.repeats import SHAPE
 from pipeline.chunks import Chunk
+from pipeline.offline_worker import OfflineRecord
 from pipeline.synthetic import Plan, catalogue, draw_events
 
 NOW_MS = 1_760_000_000_000
 
 
-@dataclass(frozen=True)
-class Record:
-    """What a worker reads of a Kafka record."""
-
-    topic: str
-    partition: int
-    offset: int
-    timestamp: int
-    key: bytes | None
-    value: bytes | None
+Record = OfflineRecord  # tests make records as the offline worker does
 
 
 def event(user_id: str, item_id: str, event_id: str, kind: str = "click", **more: object) -> bytes:

@@ -14,6 +14,7 @@ from models.encoder import HashedBagOfWords
 from models.meta_parameters import MetaParameters
 from models.ranker import Ranker
 from pipeline import item_statistics, served_items
+from pipeline.batching import micro_batch
 from pipeline.catalogue import ListedItem
 from pipeline.offline_worker import MakeRanker, OfflineWorker, Recorder, TooManyUsers
 from pipeline.outcome import Outcome
@@ -75,7 +76,8 @@ def judged(outcomes: Sequence[Outcome]) -> np.ndarray[tuple[int, int], np.dtype[
 def test_records_and_decoded_events_give_the_same_figures_however_they_are_cut() -> None:
     records = log(900)
     raw = worker()
-    expected = judged([raw.apply_records([chunk(records[at : at + 130])]) for at in range(0, 900, 130)])
+    cuts = [chunk(records[at : at + 130]) for at in range(0, 900, 130)]
+    expected = judged([raw.apply(micro_batch([cut], raw.positions, parse_interaction)) for cut in cuts])
     for size in (900, 7):
         again = worker()
         assert np.array_equal(judged(list(again.replay(decoded(records), batch_events=size)))[:, :7], expected[:, :7])
