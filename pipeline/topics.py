@@ -78,6 +78,16 @@ def check_topics(broker: str, topics: Iterable[str], partitions: int) -> None:
     _refuse_other_partitions(present, partitions)
 
 
+def check_access(broker: str, topics: Iterable[str], group: str) -> None:
+    """Raise kafka-python's authorisation error unless records of the topics can be read and the group be joined."""
+    for topic in topics:
+        end_offsets(broker, topic)
+        with contextlib.closing(
+            connecting(broker, KafkaConsumer, group_id=group, enable_auto_commit=False)
+        ) as consumer:
+            consumer.committed(TopicPartition(topic, 0))
+
+
 def partition_counts(broker: str, topics: Iterable[str]) -> dict[str, int]:
     """Return the number of partitions of each of `topics` that exists."""
     with _Admin(broker) as admin:

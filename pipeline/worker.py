@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import random
 import signal
 import sys
 import time
@@ -25,6 +26,7 @@ from models.encoder import resolve_encoder
 from models.meta_parameters import MetaParameters
 from pipeline import arithmetic, registry
 from pipeline.adaptation import Adaptation, Types
+from pipeline.agreement import Agreement, deciding
 from pipeline.artefacts import Artefacts
 from pipeline.embeddings import cached_embeddings
 from pipeline.failpoints import arm
@@ -37,7 +39,7 @@ from pipeline.session import SESSION, Fenced, StoreUnavailable
 from pipeline.settings import Settings
 from pipeline.store import Store
 from pipeline.support import UserTable
-from pipeline.topics import check_topics
+from pipeline.topics import check_access, check_topics
 from pipeline.worker_erasures import AWAY, Granting
 from pipeline.worker_intake import Intake
 from schemas.database import check_role, check_schema, connect_engine
@@ -54,6 +56,7 @@ T = TypeVar("T")
 OK, FAILED, FENCED, CONFIGURATION = 0, 1, 3, 78
 DRAIN_SECONDS = 7.0  # then 2.5 for the broker: ten seconds in all
 STATS_SECONDS = 1.0
+AGREE_SECONDS = 5.0
 
 
 def run(settings: Settings) -> int:
@@ -90,6 +93,8 @@ class _Worker:
         self.loop = build_loop(self.settings, self.engine)
         self.loop.patiently.alive = self.heartbeat.beat
         await self._until_there(self._check_database)
+        self.agreement = Agreement(self.engine, deciding(self.settings.shown(), self.settings.mapping))
+        await self._until_there(self.agreement.hold)
         await self._until_there(self._check_broker)
         self.granting = Granting(self.settings, self.engine, self.broker)
         await self._until_there(self.granting.catch_up)
@@ -102,7 +107,7 @@ class _Worker:
     async def _consume(self) -> int:
         self.intake = Intake(self.loop, self.settings, self.broker, in_thread=self._in_thread, fail=self._fail)
         self.app = self.intake.app
-        steps = (self.intake.pump(), self._follow(), self._report(), self._watch(), self.granting.run())
+        steps = (self.intake.pump(), self._follow(), self._report(), self._watch(), self._agree(), self.granting.run())
         tasks = [asyncio.create_task(step) for step in steps]
         for task in tasks:
             task.add_done_callback(self._ended)
@@ -126,6 +131,13 @@ class _Worker:
             self.loop.measures = type(measures)()
             held = len(self.loop.adaptation.table)
             log.info("stats", **measures.fields(), users_held=held, cpu_seconds=round(time.process_time(), 2))
+
+    async def _agree(self) -> None:
+        """Hold on to the agreement: after a restart of the database others may come first."""
+        while True:
+            await asyncio.sleep(AGREE_SECONDS)
+            with contextlib.suppress(StoreUnavailable):
+                await asyncio.to_thread(self.agreement.hold)
 
     async def _watch(self) -> None:
         """End with Faust: a crashed part of it would leave a worker that looks alive and consumes nothing."""
@@ -181,7 +193,7 @@ class _Worker:
 
     async def _until_there(self, check: Callable[[], None]) -> None:
         """Wait for the database or the broker, saying so once."""
-        pause, said = 0.2, False
+        said = False
         while not self.stopped.is_set():
             try:
                 return await self._in_thread(check)
@@ -190,9 +202,8 @@ class _Worker:
                     log.warning("waiting", reason=str(away).split("\n")[0])
                 said = True
                 self.heartbeat.beat()
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self.stopped.wait(), pause)
-                pause = min(2.0, pause * 2)
+                with contextlib.suppress(TimeoutError):  # never more than one try a second
+                    await asyncio.wait_for(self.stopped.wait(), random.uniform(1.0, 2.0))  # noqa: S311 - jitter
 
     def _check_database(self) -> None:
         check_schema(self.engine)
@@ -201,6 +212,7 @@ class _Worker:
     def _check_broker(self) -> None:
         names = [self.settings.topic_interactions, self.settings.topic_items, self.settings.topic_erasures]
         check_topics(self.broker, names, self.settings.partitions)
+        check_access(self.broker, names[:2], self.settings.group)
 
 
 def build_loop(settings: Settings, engine: Engine) -> Loop:

@@ -1,5 +1,6 @@
 """The two brokers that tests run against: Tansu in memory, and Apache Kafka as it is run in production."""
 
+import contextlib
 import os
 import pathlib
 import shutil
@@ -9,7 +10,11 @@ import subprocess
 import textwrap
 import time
 import uuid
+from collections.abc import Callable
 from typing import Self
+
+from kafka import KafkaAdminClient
+from kafka.admin import ACL, ACLOperation, ACLPermissionType, ResourcePattern, ResourceType
 
 from pipeline import embedded_broker
 
@@ -76,6 +81,20 @@ class ApacheKafka:
 
     def stop(self) -> None:
         self._end(signal.SIGTERM)
+
+    def revoke(self, topic: str) -> None:
+        """Let nobody read a topic, nor ask what there is of it."""
+        self._change_rights(KafkaAdminClient.create_acls, topic)
+
+    def grant(self, topic: str) -> None:
+        """Take a revocation back."""
+        self._change_rights(KafkaAdminClient.delete_acls, topic)
+
+    def _change_rights(self, change: Callable[..., object], topic: str) -> None:
+        pattern = ResourcePattern(ResourceType.TOPIC, topic)
+        denied = ACL("User:*", "*", ACLOperation.READ, ACLPermissionType.DENY, pattern)
+        with contextlib.closing(KafkaAdminClient(bootstrap_servers=self.address)) as admin:
+            change(admin, [denied])
 
     def restart(self) -> None:
         self.kill9()
@@ -149,6 +168,8 @@ def _server_properties(folder: pathlib.Path, port: int, controller_port: int) ->
         group.initial.rebalance.delay.ms=0
         broker.session.timeout.ms=2000
         broker.heartbeat.interval.ms=500
+        authorizer.class.name=org.apache.kafka.metadata.authorizer.StandardAuthorizer
+        allow.everyone.if.no.acl.found=true
         """)
 
 
