@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import chain, islice
@@ -32,6 +33,7 @@ class Source:
     mapping: Mapping | None
     items: str | None
     notes: list[str] = field(default_factory=list)
+    columns: tuple[str, ...] = ()
 
 
 def load_log(
@@ -59,12 +61,18 @@ def load_log(
     progress("read events", 1, 1)
     log = collector.log(texts, (types.positive, types.weight))
     if not log.positive.any():
-        reasons = ", ".join(f"{count:,} {reason}" for reason, count in collector.rejected.most_common(3))
-        raise NothingToLearn(
-            f"{data}: no positive event{f' (rejected: {reasons})' if reasons else ''}; "
-            "--mapping FILE.toml says which fields are user, item, type and time"
-        )
+        raise NothingToLearn(f"{data}: {_nothing_in(source, collector.rejected)}")
     return log, source.notes + _notes(log, most_users)
+
+
+def _nothing_in(source: Source, rejected: Counter[str]) -> str:
+    """Why a file has no positive event, and what mends it."""
+    if not rejected:
+        return "no events: the file is empty, or none of its events is of a type that counts as positive"
+    reasons = ", ".join(f"{count:,} {reason}" for reason, count in rejected.most_common(3))
+    columns = f"; its fields are {', '.join(source.columns)}" if source.columns else ""
+    mends = "--mapping FILE.toml says which fields are user, item, type and time"
+    return f"no positive event (rejected: {reasons}){columns}; {mends}"
 
 
 def _rated(films: MovieLens100K) -> Iterator[Interaction]:
@@ -79,8 +87,10 @@ def _read(path: str, source: Source) -> Iterator[Interaction | Rejected]:
     with open_source(path) as lines:
         rest = iter(lines)
         first = list(islice(rest, 1))
+        row = _row(first[0]) if first else {}
+        source.columns = tuple(row)[:20]
         if first and source.mapping is None:
-            guessed = guess_columns(_row(first[0]))
+            guessed = guess_columns(row)
             if guessed is not None and guessed.as_text():
                 source.mapping = guessed
                 source.notes.append(f"No --mapping was given: {guessed.as_text()}.")

@@ -126,3 +126,13 @@ def test_what_cannot_be_read_names_the_option_to_change(tmp_path: Path) -> None:
         cut_static(collected([(f"u{number % 50}", str(number % 9), number) for number in range(200)]))
     with pytest.raises(TooLittleData, match="same time"):
         cut_stream(collected([("a", "1", 5), ("b", "2", 5)]))
+
+
+def test_a_file_with_nothing_to_learn_is_told_by_what_it_holds(tmp_path: Path) -> None:
+    path = tmp_path / "clicks.csv"
+    path.write_text("who,what\n1,2\n")
+    with pytest.raises(NothingToLearn, match=r"1 MISSING_FIELD\); its fields are who, what; --mapping"):
+        log_of(path)
+    path.write_text("user_id,item_id,timestamp\n")
+    with pytest.raises(NothingToLearn, match="no events: the file is empty"):
+        log_of(path)
