@@ -72,22 +72,24 @@ def _stream_text(result: StreamResult) -> str:
         )
         for name in names
     ]
-    rows = zip(result.ahead_by_k("start"), result.by_k("adapted"), result.by_k("start"), strict=True)
+    over = result.reference
+    titles = ("start", "adaptation earned") if over == "start" else (TITLES[over], "ahead by")
+    rows = zip(result.ahead_by_k(over), result.by_k("adapted"), result.by_k(over), strict=True)
     gains = [
         (
             gain.label,
             gain.num_users,
             own.metrics[PRIMARY].mean,
-            start.metrics[PRIMARY].mean,
+            other.metrics[PRIMARY].mean,
             _signed(gain.metrics[PRIMARY]),
         )
-        for gain, own, start in rows
+        for gain, own, other in rows
     ]
     return "\n\n".join(
         [
             "\n".join(result.headline()),
             columns(("unseen users", "nDCG@10 of the next ten", "next item", "hit@10", "adapted ahead by"), table),
-            columns(("K", "users", "adapted", "start", "adaptation earned"), gains),
+            columns(("K", "users", "adapted", *titles), gains),
             *(["\n".join(result.notes)] if result.notes else []),
         ]
     )

@@ -129,7 +129,7 @@ def _make(
 
 
 Setting = dict[str, float]
-# The best of nine on MovieLens-100K's `tune` phase (tests/benchmarks/LOG.md); each costs up to two minutes to train
+# The best of eight on MovieLens-100K's `tune` phase (tests/benchmarks/LOG.md); each costs up to two minutes to train
 SASREC: tuple[Setting, ...] = tuple(
     {"width": width, "blocks": blocks, "dropout": dropout, "learning_rate": 3e-3}
     for width, blocks, dropout in ((32, 2, 0.2), (64, 2, 0.5), (128, 1, 0.5))

@@ -107,7 +107,10 @@ def _tiles(result: StreamResult) -> str:
     gain, whole = result.ahead("start").metrics[PRIMARY], result.overall("adapted").metrics
     tiles = [
         (f"{whole[PRIMARY].mean:.3f}", "nDCG@10 of the next ten items"),
-        (f"{gain.mean:+.4f}", "of it earned by adaptation"),
+        (
+            f"{gain.mean:+.4f}" if result.adapts else "off",
+            "of it earned by adaptation" if result.adapts else "adaptation",
+        ),
         (f"{whole['hit'].mean:.1%}", "of next items in the list of ten"),
     ]
     if result.peers:
@@ -118,7 +121,7 @@ def _tiles(result: StreamResult) -> str:
 
 
 def _over_k(result: StreamResult) -> str:
-    rows = result.ahead_by_k("start")
+    rows = result.ahead_by_k(result.reference)
     labels = [row.label for row in rows]
     names = ["adapted", "start", *result.peers[:1]]
     colours = (plots.ADAPTED, plots.START, plots.BEST)
@@ -129,7 +132,7 @@ def _over_k(result: StreamResult) -> str:
     gains = plots.bars_with_intervals(
         [f"K = {row.label} ({row.num_users:,} users)" for row in rows],
         [row.metrics[PRIMARY] for row in rows],
-        "adapted minus start, nDCG@10 of the next ten, with 95 % interval",
+        f"adapted minus {_short(result.reference)}, nDCG@10 of the next ten, with 95 % interval",
     )
     return plots.lines_over_k(labels, series, "nDCG@10 of the next ten") + gains
 
@@ -140,8 +143,8 @@ def _segments(result: StreamResult) -> str:
         return "<p class='note'>No kind of event has enough users to be told apart.</p>"
     drawn = plots.bars_with_intervals(
         [f"{label} ({own.num_users:,})" for label, own, _ in found],
-        [own.metrics[PRIMARY] for _, own, _ in found],
-        "adapted minus start, nDCG@10 of the next ten",
+        [(own if result.adapts else best).metrics[PRIMARY] for _, own, best in found],
+        f"adapted minus {_short(result.reference)}, nDCG@10 of the next ten",
     )
     rows = [
         _row(label, f"{own.num_users:,}")
@@ -212,6 +215,10 @@ def _method(found: dict[str, Any]) -> str:
         f"Meta-training: {json.dumps(found['training'], default=str)}",
     ]
     return "<ul class='note'>" + "".join(f"<li>{escape(line)}</li>" for line in said) + "</ul>"
+
+
+def _short(name: str) -> str:
+    return "start" if name == "start" else TITLES[name]
 
 
 def _section(title: str, content: str) -> str:

@@ -105,6 +105,16 @@ class StreamResult:
         others = [name for name in self.contests if name not in BOTH]
         return sorted(others, key=lambda name: -self.overall(name).metrics[PRIMARY].mean)
 
+    @cached_property
+    def adapts(self) -> bool:
+        """Whether adaptation changed anything: where validation has switched it off, lists are the start's."""
+        return bool((self.metrics["adapted"] != self.metrics["start"]).any())
+
+    @property
+    def reference(self) -> str:
+        """What gains are drawn over: innerloop's own start, or where that is what is served, the best peer."""
+        return "start" if self.adapts or not self.peers else self.peers[0]
+
     def segments(self) -> list[tuple[str, Row, Row]]:
         """Adapted minus start, and adapted minus the best peer, where whole kinds of events are taken together."""
         found = []
@@ -175,15 +185,13 @@ class StreamResult:
         """What there is to know, in words: what adaptation earned, where it did not, who is better."""
         gain, whole = self.ahead("start").metrics[PRIMARY], self.overall("adapted").metrics[PRIMARY]
         users = self.overall("adapted").num_users
+        earned = f"adaptation {_earned(gain)} over its own start" if self.adapts else "users are not adapted to"
         said = [
             f"Over {users:,} users whom training never saw, innerloop reaches nDCG@10 {whole.mean:.4f} "
-            f"[{whole.low:.4f}, {whole.high:.4f}]; adaptation {_earned(gain)} over its own start."
+            f"[{whole.low:.4f}, {whole.high:.4f}]; {earned}."
         ]
-        rows = self.ahead_by_k("start")
-        clear = [row.label for row in rows if row.metrics[PRIMARY].low > 0]
-        harmed = [row.label for row in rows if row.metrics[PRIMARY].high < 0]
-        rest = [row.label for row in rows if row.label not in clear + harmed]
-        said.append(_where(clear, harmed, rest))
+        if self.adapts:
+            said.append(_where(self.ahead_by_k("start")))
         if self.peers:
             said.append(_against(TITLES[self.peers[0]], self.ahead(self.peers[0]).metrics[PRIMARY]))
             beaten = [name for name in self.peers if self.ahead(name).metrics[PRIMARY].low > 0]
@@ -232,7 +240,10 @@ def _earned(gain: Interval) -> str:
     return f"{verb} {gain.mean:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}]"
 
 
-def _where(clear: list[str], harmed: list[str], rest: list[str]) -> str:
+def _where(rows: list[Row]) -> str:
+    clear = [row.label for row in rows if row.metrics[PRIMARY].low > 0]
+    harmed = [row.label for row in rows if row.metrics[PRIMARY].high < 0]
+    rest = [row.label for row in rows if row.label not in clear + harmed]
     said = []
     if clear:
         said.append(f"It pays at K = {', '.join(clear)} earlier events")

@@ -123,6 +123,9 @@ def test_a_file_without_texts_and_without_types_can_be_judged(
     assert found["repeats_listed"], "people take these things again and again"
     assert "repeats" in found["overall"], "the peer that knows it takes part"
     assert "diversity" not in found["lists"]["adapted"], "there are no texts to tell it from"
+    assert found["overall"]["adapted"] == found["overall"]["start"], "nothing to adapt to in drawn clicks"
+    assert found["headline"][0].endswith("users are not adapted to.")
+    assert not any("difference can be told" in sentence for sentence in found["headline"]), "nothing was compared"
 
 
 def test_intervals_are_percentiles_over_users_who_count_once() -> None:
