@@ -13,16 +13,23 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from types import FrameType
 
 import structlog
 from sqlalchemy import Engine, text
 from sqlalchemy.exc import OperationalError
 
-from pipeline import arithmetic, drift_reading, meta_training, promotion, registry, requests, training_data, versions
+from pipeline import (
+    arithmetic,
+    drift_reading,
+    meta_training,
+    promotion,
+    registry,
+    requests,
+    trainer_window,
+    training_data,
+    versions,
+)
 from pipeline.artefacts import Artefacts, ArtefactsUnavailable
 from pipeline.failpoints import arm, reach
 from pipeline.heartbeat import Heartbeat
@@ -35,11 +42,12 @@ from pipeline.settings import Settings
 from pipeline.stages import Stages, stages
 from pipeline.topics import BrokerUnavailable
 from pipeline.trainer_judging import Bench, alone, judge
-from pipeline.training_data import NothingToLearn, Recorded
+from pipeline.trainer_lease import held
+from pipeline.trainer_window import Part, erased_since
+from pipeline.training_data import Recorded
 from pipeline.versions import Change, NotPossible, Version
 from schemas.database import check_role, check_schema, connect_engine
 from schemas.errors import ConfigurationError
-from schemas.mapping import load_mapping
 
 log = structlog.get_logger()
 
@@ -55,14 +63,6 @@ _LATER = text("""
 
 class _Stopped(Exception):
     """SIGTERM came: give the request back and end."""
-
-
-@dataclass(frozen=True)
-class Part:
-    """A window cut in two: positives before `cut_ms` are learnt from, the events from there on judge."""
-
-    events: list[Recorded]
-    cut_ms: int
 
 
 def run(settings: Settings, *, once: bool = False) -> int:
@@ -152,7 +152,7 @@ class Trainer:
     def _answer(self, request: Request) -> None:
         log.info("request taken", request=request.request, attempt=request.attempts, reason=request.reason)
         try:
-            with self._held(request):
+            with held(self._engine, request.request, self.name, self._heartbeat.beat) as self._lost:
                 version = self._version_for(request)
                 requests.finish(self._engine, request.request, self.name, version)
                 log.info("request done", request=request.request, version=version)
@@ -165,36 +165,17 @@ class Trainer:
             log.error("request failed", request=request.request, reason=str(wrong))  # noqa: TRY400 - for an operator
             self.num_failed += 1
             requests.fail(self._engine, request.request, self.name, str(wrong)[:500])
+        finally:
+            self._lost = threading.Event()  # what comes next is not held by this lease
 
     def _version_for(self, request: Request) -> int:
         """An earlier version that fits again, or a new one."""
         erased = training_data.erasures_of_topic(self._broker, self._settings.topic_erasures)
-        part = self._part(request, erased)
+        events = self._events((request.window_from_ms, request.window_to_ms), erased)
+        part = trainer_window.cut(events, request, self._settings.trainer_holdout)
         if (earlier := self._earlier_that_fits(part)) is not None:
             return earlier
         return self._train(request, part, erased)
-
-    def _part(self, request: Request, erased: dict[str, int]) -> Part:
-        events = self._events((request.window_from_ms, request.window_to_ms), erased)
-        inside = [
-            one.timestamp_ms for one in events if request.window_from_ms <= one.timestamp_ms < request.window_to_ms
-        ]
-        if not inside:
-            raise NothingToLearn("the window of the request holds no event that the broker still has")
-        return Part(events, inside[int((1 - self._settings.trainer_holdout) * len(inside))])
-
-    def _events(self, window_ms: tuple[int, int], erased: dict[str, int]) -> list[Recorded]:
-        mapping = load_mapping(self._settings.mapping) if self._settings.mapping else None
-        found = training_data.window_and_history(
-            self._broker,
-            self._settings.topic_interactions,
-            mapping,
-            window_ms=window_ms,
-            erased=erased,
-            progress=lambda done: self._tell("read the window", done, done + 1),
-        )
-        self._tell("read the window", len(found), len(found))
-        return found
 
     def _earlier_that_fits(self, part: Part) -> int | None:
         """Recurring drift: what went before may fit again, and is judged on the same later events at once."""
@@ -227,12 +208,13 @@ class Trainer:
             beginning=beginning,
             progress=self._tell,
         )
+        now = training_data.erasures_of_topic(self._broker, settings.topic_erasures)
         made = registry.register(
             self._engine,
             self._artefacts,
             learnt.parameters,
             metrics=learnt.report,
-            provenance=self._provenance(request, learnt, parent) | self._erased_since(set(window.users), erased),
+            provenance=self._provenance(request, learnt, parent) | erased_since(set(window.users), erased, now),
             window_ms=(request.window_from_ms, part.cut_ms),
             request=request.request,
         )
@@ -243,10 +225,8 @@ class Trainer:
         origin = meta_training.provenance(self._settings, None, learnt.columns, 0)
         return {**origin, "begun_from": parent, "reason": request.reason}
 
-    def _erased_since(self, users: set[str], erased: dict[str, int]) -> dict[str, int]:
-        """Mark a version that has learnt from users who asked to be forgotten while it was trained."""
-        now = training_data.erasures_of_topic(self._broker, self._settings.topic_erasures)
-        return {"erased_before": len(erased), "erased_meanwhile": sum(user in users for user in now.keys() - erased)}
+    def _events(self, window_ms: tuple[int, int], erased: dict[str, int]) -> list[Recorded]:
+        return trainer_window.read(self._settings, self._broker, window_ms, erased, self._tell)
 
     def _judge_next(self) -> bool:
         """Judge the oldest challenger that enough later events have come for; False when there is none."""
@@ -294,30 +274,6 @@ class Trainer:
     def _collect(self) -> None:
         for sha256 in registry.collect_orphans(self._engine, self._artefacts):
             log.info("an unfinished artefact was deleted", sha256=sha256)
-
-    @contextmanager
-    def _held(self, request: Request) -> Iterator[None]:
-        """Renew the lease from a thread while the block works."""
-        done = threading.Event()
-        self._lost.clear()
-
-        def renew() -> None:
-            while not done.wait(requests.LEASE_SECONDS / 5):
-                self._heartbeat.beat()
-                try:
-                    requests.renew(self._engine, request.request, self.name)
-                except LeaseLost:
-                    return self._lost.set()
-                except OperationalError as away:  # the next renewal may reach it
-                    log.warning("the lease was not renewed", reason=str(away).split("\n")[0])
-
-        thread = threading.Thread(target=renew, name="lease", daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            done.set()
-            thread.join()
 
     def _tell(self, stage: str, done: int, total: int) -> None:
         self._check()

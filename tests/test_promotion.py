@@ -15,7 +15,7 @@ from sqlalchemy import text
 from typer.testing import CliRunner
 
 from models.checkpoint import ArtefactRefused
-from pipeline import promotion, registry, versions
+from pipeline import drift_reading, promotion, registry, versions
 from pipeline.artefacts import ArtefactMissing, Artefacts
 from pipeline.cli import app
 from pipeline.judgement import Rules
@@ -216,6 +216,27 @@ def test_a_canary_that_does_as_well_goes_live_and_stays_when_its_later_losses_ar
     assert tick(on)[0].startswith("version 2 stays live: as good as expected")
     predict(on, [0, 1, 2, 3], 2, 9.0, minutes=5)
     assert tick(on) == [], "from here on it is the drift monitor's business"
+
+
+def test_frozen_a_good_canary_waits_and_a_bad_one_is_taken_back(on: Watched) -> None:
+    drift_reading.freeze(on.engine, "sale", "test")
+    mine, others = on_trial(on)
+    predict(on, mine, 2, 5.0, minutes=1)
+    predict(on, others, 1, 5.0, minutes=1)
+    assert tick(on, hours=25) == [], "and its time does not run out"
+    assert statuses(on)[2] == "canary"
+    predict(on, mine, 2, 9.0, minutes=2)
+    assert tick(on)[0].startswith("canary 2 is taken back")
+
+
+def test_unfrozen_a_good_canary_goes_live(on: Watched) -> None:
+    drift_reading.freeze(on.engine, "sale", "test")
+    mine, others = on_trial(on)
+    predict(on, mine, 2, 5.0, minutes=1)
+    predict(on, others, 1, 5.0, minutes=1)
+    assert tick(on) == []
+    drift_reading.unfreeze(on.engine, "test")
+    assert tick(on)[0].startswith("version 2 is live")
 
 
 def test_a_live_version_that_does_worse_than_what_it_replaced_is_rolled_back(on: Watched) -> None:

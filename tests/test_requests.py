@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from sqlalchemy import Engine, text
 
-from pipeline import requests
+from pipeline import requests, trainer
 from pipeline.requests import LeaseLost
+from pipeline.trainer_lease import held
 from schemas.database import connect_engine
 from tests.conftest import Database
 
@@ -82,3 +84,25 @@ def test_a_request_that_kills_every_trainer_is_given_up(engine: Engine) -> None:
         run(engine, EXPIRE)
     assert requests.lease(engine, "t3", attempts=3) is None
     assert rows(engine) == [("failed", None, 3, "given up after 3 attempts, none of which ended")]
+
+
+def test_a_request_is_held_as_long_as_its_trainer_works_and_the_trainer_hears_when_it_is_lost(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ask(engine)
+    left = "SELECT leased_until - clock_timestamp() > interval '20 s' FROM innerloop.retrain_requests"
+    monkeypatch.setattr(requests, "LEASE_SECONDS", 0.05)
+    beats = threading.Semaphore(0)
+    assert requests.lease(engine, "one", seconds=1.0)
+    with held(engine, 1, "one", beats.release) as lost:
+        for _ in range(3):
+            assert beats.acquire(timeout=60)
+        with engine.connect() as connection:
+            assert connection.scalar(text(left)), "a renewal holds it for half a minute"
+        assert not lost.is_set()
+        run(engine, "UPDATE innerloop.retrain_requests SET leased_by = 'two'")
+        assert lost.wait(60)
+
+
+def test_what_a_dead_trainer_held_is_free_within_a_minute() -> None:
+    assert requests.LEASE_SECONDS + 2 * trainer.PAUSE_SECONDS < 60

@@ -240,6 +240,12 @@ def test_two_live_versions_cannot_be_made_even_for_a_moment(url: str, database: 
         query_write(database.owner_url, "UPDATE innerloop.meta_versions SET status = 'live' WHERE version = 2")
 
 
+def test_two_canaries_cannot_be_made_even_for_a_moment(url: str, database: Database) -> None:
+    make(database.owner_url, 2, "canary")
+    with pytest.raises(psycopg2.errors.UniqueViolation):
+        make(database.owner_url, 3, "canary")
+
+
 def test_a_partition_taken_over_gets_no_older_version_than_it_had(url: str, database: Database) -> None:
     slow = make_loop(url)
     fast = make_loop(url)

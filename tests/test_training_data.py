@@ -13,6 +13,7 @@ from pipeline.feeding import feed
 from pipeline.lines import open_source
 from pipeline.outbox import Outbox
 from pipeline.produce import Pace, interaction_record
+from pipeline.trainer_window import erased_since
 from pipeline.training_data import NothingToLearn, Window
 from schemas.events import Interaction
 from tests.brokers import Tansu
@@ -129,3 +130,8 @@ def test_a_window_holds_the_records_of_its_time_without_what_erased_users_did_be
     everything = training_data.events_of_topic(broker.address, "interactions", None, erased=erased)
     kept = {one.event_id for one in everything if isinstance(one, Interaction)}
     assert kept == {"e1", "e2", "e11", "e20"}, "what `meta-train` learns from leaves them out as well"
+
+
+def test_a_version_is_marked_with_those_it_learnt_from_who_asked_meanwhile_to_be_forgotten() -> None:
+    before, now = {"u1": 5, "u2": 5}, {"u1": 5, "u2": 9, "u3": 9, "u4": 9}
+    assert erased_since({"u2", "u3", "u7"}, before, now) == {"erased_before": 2, "erased_meanwhile": 2}

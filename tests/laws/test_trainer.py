@@ -12,7 +12,7 @@ import psycopg2
 import pytest
 from sqlalchemy import text
 
-from pipeline import promotion, registry, versions
+from pipeline import drift_reading, promotion, registry, versions
 from pipeline.artefacts import Artefacts
 from pipeline.promotion import Watched
 from pipeline.synthetic import item_id
@@ -26,6 +26,7 @@ from tests.laws.harness import (
     TOPIC,
     Deploy,
     Deployment,
+    Feeder,
     Worker,
     lag,
     query,
@@ -131,6 +132,17 @@ def test_a_request_that_holds_nothing_to_learn_from_fails_with_its_reason(deploy
     assert "no event that the broker still has" in query(deployment.database.reader_url, REQUESTS)[0][4]
 
 
+def test_frozen_a_trainer_leaves_requests_alone(deployment: Deployment) -> None:
+    ask(deployment)
+    engine = connect_engine(deployment.database.writer_url)
+    drift_reading.freeze(engine, "sale", "test")
+    with trainer(deployment, "frozen", "--once") as process:
+        assert process.wait() == 0, process.log
+    assert query(deployment.database.reader_url, REQUESTS) == [(1, "pending", None, 0, None)]
+    drift_reading.unfreeze(engine, "test")
+    engine.dispose()
+
+
 def sure_of_nonsense(deployment: Deployment) -> Watched:
     """Version 2, random and very sure, is live in place of version 1."""
     engine = connect_engine(deployment.database.writer_url)
@@ -196,6 +208,22 @@ def test_a_challenger_that_is_worse_is_rejected_with_its_figures(deployment: Dep
     assert (found.status, found.changed_by) == ("rejected", "trainer")
     assert found.reason.startswith("not shown to be better: gain -")
     assert found.judgement["gain"][2] < 0
+
+
+def test_a_version_that_does_worse_is_taken_back_by_the_monitor_while_events_flow(deployment: Deployment) -> None:
+    watched = {"drift_seconds": 0.3, "canary_events": 200}
+    with deployment.worker() as worker, Worker(deployment, "monitor", words=("monitor",), **watched) as monitor:
+        wait_until(lambda: lag(deployment) == 0, worker)
+        on = sure_of_nonsense(deployment)
+        with on.engine.begin() as connection:
+            connection.execute(text("UPDATE innerloop.meta_versions SET status = 'retired' WHERE version = 1"))
+        with Feeder(deployment.broker, stream(3000, users=100, seed=2), rate=150) as feeder:
+            wait_until(lambda: query(deployment.database.reader_url, STATUSES)[0][1] == "live", monitor)
+            feeder.finish()
+        found = versions.shown(on.engine, 2)
+        on.engine.dispose()
+    assert (found.status, found.changed_by) == ("rejected", "monitor")
+    assert found.reason.startswith("worse than expected"), found.reason
 
 
 @pytest.mark.long
