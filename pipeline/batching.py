@@ -179,11 +179,16 @@ def _users_with_suspects(slots: Ints, ids: Ints, table: UserTable) -> NDArray[np
     """First events (a mask [E]) of the users of whom some event may repeat another: these are settled one by one."""
     suspect = (table.recent_ids[slots] == ids[:, None]).any(1)
     order = np.lexsort((ids, slots))
-    again = (slots[order][1:] == slots[order][:-1]) & (ids[order][1:] == ids[order][:-1])
+    ordered = slots[order]
+    again = (ordered[1:] == ordered[:-1]) & (ids[order][1:] == ids[order][:-1])
     suspect[order[1:][again]] = True
-    for slot in set(np.unique(slots).tolist()) & table.older_ids.keys():
-        of_user = np.flatnonzero(slots == slot)
-        suspect[of_user] |= np.isin(ids[of_user], table.older_ids[slot][0])
+    long = np.array(sorted(set(slots.tolist()) & table.older_ids.keys()), np.int64)
+    ends = (np.searchsorted(ordered, long, side=side).tolist() for side in ("left", "right"))
+    for slot, start, end in zip(long.tolist(), *ends, strict=True):
+        of_user = order[start:end]
+        suspect[of_user] |= (table.older_ids[slot][0] == ids[of_user, None]).any(1)
+    if not suspect.any():
+        return suspect
     first = occurrence(slots) == 0
     chosen: NDArray[np.bool_] = first & np.isin(slots, slots[suspect])
     return chosen
