@@ -1,15 +1,12 @@
 """Score, predict before learning, learn, and list: the served form of the model for all users of a batch at once.
 
 Everything collapses to `logit_i = q . v_i + w0 * prior_i + bonus_i`: q over the D item-item dimensions and the F inner
-factors, one prior row by bucket of K, and a short list of (item, bonus) for what D dimensions cannot hold.
-Letters: U users, S support slots, N catalogue items, D item-item dimensions, F inner factors, P parts, L bonus slots,
-W columns of scores: the N items and at least one more for what names no item, filled up to whole cache lines (faster,
-and rows stay bit-equal wherever they stand in the chunk); these more are -inf, their vectors zeros.
+factors; the start (`models.start`) gives all but the F factors' share, which is the adapter's.
+Letters: U users, N catalogue items, D item-item dimensions, F inner factors, P parts, M memories, R prior rows,
+W columns of scores: the N items and what fills them up, as in `models.start`.
 """
 
 from __future__ import annotations
-
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,9 +25,9 @@ from models.logit_reading import LOSS_LIMIT, capped_loss, contest, ranks_of, wei
 from models.memories import TAU, Memories
 from models.meta_parameters import MetaParameters
 from models.popularity import bucket_of
-from models.repeats import bonuses, cells
+from models.start import BONUS_SLOTS, BONUS_SUPPORT, Start
 from models.tasks import Served, Step, TaskBatch, Top, exclusions
-from models.top_items import best_rows, highest
+from models.top_items import best_rows
 
 __all__ = [
     "BONUS_SLOTS",
@@ -44,23 +41,7 @@ __all__ = [
     "exclusions",
 ]
 
-BONUS_SLOTS = 20
-BONUS_SUPPORT = 20  # newest positives whose neighbours are looked up
 _LINE = 16  # floats in a cache line
-
-
-class _Support(NamedTuple):
-    """What a support set says: vector [U, D], prior weight [U], and the shares of its neighbours.
-
-    rows: [U, S] rows of the item tables. shares: [U, P, S] the weight of each row's parts in the logits.
-    repeats: [U, S] bonus of the row itself; None where the version knows none.
-    """
-
-    vector: Tensor
-    prior_weight: Tensor
-    rows: Tensor
-    shares: Tensor
-    repeats: Tensor | None
 
 
 class Ranker:
@@ -77,20 +58,12 @@ class Ranker:
         self._memories = Memories.of(parameters)
         self.track_size = len(self._memories)
         known = items.trained_index >= 0
-        self._weights = parameters.part_weights.to(device)
-        # None where no item is new, which is the common case
-        self._trained = None if bool(known.all()) else functional.pad(known, (0, 1))
-        self._scene_weights = self._weights * parameters.scene_shares.to(device)[:, None]
-        self._scene_weights[:, 0] += 1.0 - parameters.scene_shares.to(device)
         self._calibration = parameters.calibration.to(device)
         num_items, dims = items.num_items, parameters.item_out.shape[1]
         columns = functional.pad(items.vectors.T, (0, _LINE - num_items % _LINE)).contiguous()
-        self._out, self._factors = columns[:dims], columns[dims:]  # [D, W], [F, W]
+        self._factors = columns[dims:]  # [F, W]
         self._item_factors = items.vectors[:, dims:].contiguous()
-        profile = parameters.repeat_profile
-        self._repeats = profile.to(device) if bool(profile.any()) else None
-        self._parts = torch.arange(len(parameters.parts), device=device)
-        self._gains = self._memories.gains(parameters.support_size).to(device)
+        self._start = Start(parameters, items, columns[:dims], self._memories)
         self._steps = InnerSteps(
             adapter_named(parameters.adapter, self.state_size),
             parameters.adapter_initial.to(device),
@@ -118,8 +91,8 @@ class Ranker:
 
     def served(self, tasks: TaskBatch, priors: Tensor) -> Served:
         """Collapse start and deviation of every user; priors are [R, N]."""
-        support = self._support(tasks)
-        items, bonus = self._finish(self._plain(support, tasks, priors), support, tasks)
+        support = self._start.support(tasks)
+        items, bonus = self._start.finish(self._start.plain(support, tasks, priors), support, tasks)
         listed = torch.isfinite(bonus)
         bonus_items = torch.where(listed, items, self.items.num_items)
         deviation = self._deviation(tasks, priors)[0]
@@ -127,13 +100,13 @@ class Ranker:
 
     def logits(self, tasks: TaskBatch, priors: Tensor) -> tuple[Tensor, Tensor]:
         """Adapted and start logits [U, N] from the served form; excluded items are -inf. Priors are [R, N]."""
-        start = self._start(tasks, priors)
+        start = self._start.logits(tasks, priors)
         adapted = self._adapted(start, self._deviation(tasks, priors)[0])
         return adapted[:, : self.items.num_items], start[:, : self.items.num_items]
 
     def start(self, tasks: TaskBatch, priors: Tensor) -> Tensor:
         """Start logits [U, N] alone."""
-        return self._start(tasks, priors)[:, : self.items.num_items]
+        return self._start.logits(tasks, priors)[:, : self.items.num_items]
 
     def candidates(self, turn: int) -> Candidates | None:
         """Candidates [C] that stand for the catalogue in `step` during a turn; None while it is small."""
@@ -158,11 +131,7 @@ class Ranker:
         """
         known, rows = targets >= 0, targets.clamp(min=0)
         recalled = self._recalled(tasks, priors, targets, previous, candidates)
-        support = self._support(tasks, recalled[0])
-        start = self._plain(support, tasks, priors)
-        own = start.gather(1, rows[:, None])
-        self._finish(start, support, tasks)
-        contest(start, rows, own)
+        start = self._contested(tasks, priors, rows, recalled[0])
         prediction = self._prediction(start, rows, candidates)
         residual = self._inner.honest(
             self._item_factors.index_select(0, rows), self._expected(prediction, rows, candidates)
@@ -171,11 +140,7 @@ class Ranker:
         events = chains.counts(tasks.state_events)
         state, state_after = chains.carry(self._inner.discount, tasks.state, residual)
         adapted = self._adapted(start, self._inner_deviation(tasks, priors, state, events))
-        place = rows if candidates is None else torch.full_like(rows, prediction.shape[1] - 1)
-        losses = (
-            capped_loss(self._prediction(adapted, rows, candidates), place, known),
-            capped_loss(prediction, place, known),
-        )
+        losses = self._losses(adapted, prediction, targets, candidates)
         track, track_after = chains.carry(self._gate.discount, tasks.track[:, :1], (losses[1] - losses[0])[:, None])
         state_after, events, track_after = self._kept(state_after, chains.counts_after(events), track_after)
         is_open = self._gate.is_open(track[:, 0])
@@ -193,7 +158,7 @@ class Ranker:
 
     def rank(self, tasks: TaskBatch, priors: Tensor, k: int) -> Top:
         """List the k best items of every user; equal logits are ordered by row."""
-        start = self._start(tasks, priors)
+        start = self._start.logits(tasks, priors)
         deviation, use = self._deviation(tasks, priors)
         items, values = best_rows(self._adapted(start, deviation), k)
         scale, offset = self._calibration.index_select(0, bucket_of(tasks.num_events)).unbind(1)
@@ -205,9 +170,9 @@ class Ranker:
         The start is their sum under the part weights, but for the limit of the bonus list.
         """
         found = [priors.index_select(0, tasks.prior_rows)]
-        for weights in torch.eye(1 + len(self._parts), device=priors.device)[1:]:
-            support = self._memory(tasks, self._gains[0], weights.expand(len(tasks.support), -1))
-            scores = self._with_neighbours(self._plain(support, tasks, priors), support, tasks)
+        for weights in torch.eye(1 + self._start.num_parts, device=priors.device)[1:]:
+            support = self._start.memory(tasks, self._start.gains[0], weights.expand(len(tasks.support), -1))
+            scores = self._start.with_neighbours(self._start.plain(support, tasks, priors), support, tasks)
             found.append(scores[:, : self.items.num_items])
         return torch.stack(found, 1)
 
@@ -217,8 +182,8 @@ class Ranker:
         """Loss at targets [U] of the first memory's start less that of each other one [U, M - 1], bonus lists aside."""
         known, rows = targets >= 0, targets.clamp(min=0)
         place, losses = rows if candidates is None else torch.full_like(rows, candidates.columns.shape[1]), []
-        for gains in self._gains:
-            start = self._plain(self._memory(tasks, gains), tasks, priors)
+        for gains in self._start.gains:
+            start = self._start.plain(self._start.memory(tasks, gains), tasks, priors)
             own = start.gather(1, rows[:, None])
             start[:, : self.items.num_items] += tasks.excluded
             prediction = self._prediction(contest(start, rows, own), rows, candidates, TAU)
@@ -240,84 +205,6 @@ class Ranker:
         earned = self.memory_gains(tasks, priors, targets, candidates)
         return Chains(previous, targets >= 0).carry(self._memories.discount, track, earned)
 
-    def _support(self, tasks: TaskBatch, track: Tensor | None = None) -> _Support:
-        """Mix what the memories make of the support set, by their tracks [U, M - 1] (those of the tasks if None)."""
-        first, *others = (self._memory(tasks, gains) for gains in self._gains)
-        if not others:
-            return first
-        weights = self._memories.weights(tasks.track[:, 1:] if track is None else track).unbind(1)
-        vector, shares = first.vector * weights[0][:, None], first.shares * weights[0][:, None, None]
-        for other, weight in zip(others, weights[1:], strict=True):
-            vector.addcmul_(other.vector, weight[:, None])
-            shares.addcmul_(other.shares, weight[:, None, None])
-        return first._replace(vector=vector, shares=shares)
-
-    def _memory(self, tasks: TaskBatch, left: Tensor, weights: Tensor | None = None) -> _Support:
-        """Weigh every part's vector of the support set by the bucket of K and one over its deviation; left [P, S]."""
-        present = tasks.support >= 0
-        rows = torch.where(present, tasks.support, self.items.num_items)
-        entries = (rows * len(self._parts))[:, None] + self._parts[:, None]
-        gains = torch.where(present, tasks.weights, 0.0)[:, None] * left[:, -rows.shape[1] :]
-        vectors = weighted_sums(self.items.item_in, entries, gains)
-        spread = self.items.spread.take(entries).mul_(gains).mul_(gains).sum(2)
-        deviation = vectors.square().sum(2).add_(spread).sqrt_()
-        if weights is None:
-            weights = self._part_weights(tasks, rows)
-        # a part that says nothing about a user (no support) has weight zero
-        scale = torch.where(deviation > 0, weights[:, 1:] / deviation.clamp(min=1e-12), 0.0)[..., None]
-        repeats = bonuses(self._repeats, cells(tasks.support)) if self._repeats is not None else None
-        return _Support((vectors * scale).sum(1), weights[:, 0], rows, gains * scale, repeats)
-
-    def _part_weights(self, tasks: TaskBatch, rows: Tensor) -> Tensor:
-        """Weights [U, 1 + P] of popularity and parts; less of the parts for users in a scene that is new."""
-        bucket = bucket_of(tasks.num_events)
-        weights = self._weights.index_select(0, bucket)
-        if self._trained is None:
-            return weights
-        is_new = (rows < self.items.num_items).any(1) & ~self._trained[rows].any(1)
-        return torch.where(is_new[:, None], self._scene_weights.index_select(0, bucket), weights)
-
-    def _plain(self, support: _Support, tasks: TaskBatch, priors: Tensor) -> Tensor:
-        """Compute what the start gives to all items without the bonus list [U, W], nothing excluded."""
-        num_items = self.items.num_items
-        plain = priors.new_empty(len(support.rows), self._out.shape[1])
-        torch.mul(priors.index_select(0, tasks.prior_rows), support.prior_weight[:, None], out=plain[:, :num_items])
-        plain[:, num_items:] = -torch.inf
-        return plain.addmm_(support.vector, self._out)
-
-    def _finish(self, plain: Tensor, support: _Support, tasks: TaskBatch) -> tuple[Tensor, Tensor]:
-        """Exclude, and add the bonus list, in place; gives its items and bonuses [U, L] (not finite where none).
-
-        The bonus sums what the support's neighbours add beyond D dimensions, and what repeats add to the support
-        itself; it is kept for the items that end up highest.
-        """
-        plain[:, : self.items.num_items] += tasks.excluded
-        total = self._with_neighbours(plain, support, tasks)
-        if support.repeats is not None:
-            total.scatter_add_(1, support.rows, support.repeats)
-        logits, items = highest(total, min(BONUS_SLOTS, total.shape[1]), ordered=False)
-        bonus = logits - plain.gather(1, items)
-        plain.scatter_(1, items, logits)
-        return items, bonus
-
-    def _with_neighbours(self, plain: Tensor, support: _Support, tasks: TaskBatch) -> Tensor:
-        """Scores [U, W] with all that the newest positives' neighbours add."""
-        items, values, rows = self.items.neighbour_items, self.items.neighbour_values, support.rows[:, -BONUS_SUPPORT:]
-        if tasks.neighbours is not None:
-            items, values = tasks.neighbours.items, tasks.neighbours.values
-            rows = rows + tasks.neighbours.first[:, None]
-        entries = rows[..., None] * len(self._parts) + self._parts
-        bonus = weighted_sums(values, entries, support.shares[..., -BONUS_SUPPORT:].transpose(1, 2))
-        neighbours = items.index_select(0, rows.flatten()).view(len(plain), -1)
-        return plain.scatter_add(1, neighbours, bonus.view(len(plain), -1))
-
-    def _start(self, tasks: TaskBatch, priors: Tensor) -> Tensor:
-        """Compute the start's logits [U, W] from the served form."""
-        support = self._support(tasks)
-        plain = self._plain(support, tasks, priors)
-        self._finish(plain, support, tasks)
-        return plain
-
     def _prediction(
         self, logits: Tensor, rows: Tensor, candidates: Candidates | None, tau: float | None = None
     ) -> Tensor:
@@ -334,6 +221,23 @@ class Ranker:
             return prediction @ self._factors.T
         return weighted_sums(self._item_factors[:, None], torch.cat([candidates.columns, rows[:, None]], 1), prediction)
 
+    def _contested(self, tasks: TaskBatch, priors: Tensor, rows: Tensor, track: Tensor) -> Tensor:
+        """The start [U, W] in a contest of the items in rows [U], which keep their logits where they are excluded."""
+        support = self._start.support(tasks, track)
+        start = self._start.plain(support, tasks, priors)
+        own = start.gather(1, rows[:, None])
+        self._start.finish(start, support, tasks)
+        return contest(start, rows, own)
+
+    def _losses(
+        self, adapted: Tensor, prediction: Tensor, targets: Tensor, candidates: Candidates | None
+    ) -> tuple[Tensor, Tensor]:
+        """Losses [U] at the targets of adapted logits [U, W], and of the start's prediction."""
+        known, rows = targets >= 0, targets.clamp(min=0)
+        place = rows if candidates is None else torch.full_like(rows, prediction.shape[1] - 1)
+        moved = self._prediction(adapted, rows, candidates)
+        return capped_loss(moved, place, known), capped_loss(prediction, place, known)
+
     def _popular(self, tasks: TaskBatch, priors: Tensor, rows: Tensor) -> Tensor:
         """Popularity [U, N] as `contest` leaves it."""
         popular = priors.index_select(0, tasks.prior_rows)
@@ -347,7 +251,7 @@ class Ranker:
         """
 
         def start(asked: TaskBatch) -> Tensor:
-            return self._plain(self._support(asked), asked, priors)[:, : self.items.num_items]
+            return self._start.plain(self._start.support(asked), asked, priors)[:, : self.items.num_items]
 
         factors = self.items.vectors[:, -self.state_size :]
         return candidate_loss(start, tasks, self._negatives, factors, tau=self._inner.tau, honest=honest)

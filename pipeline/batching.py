@@ -177,7 +177,7 @@ def _erased(batch: MicroBatch, erased_ms: Ints) -> Ints:
 
 def _users_with_suspects(slots: Ints, ids: Ints, table: UserTable) -> NDArray[np.bool_]:
     """First events (a mask [E]) of the users of whom some event may repeat another: these are settled one by one."""
-    suspect = (table.recent_ids[slots] == ids[:, None]).any(1)
+    suspect: NDArray[np.bool_] = (table.recent_ids[slots] == ids[:, None]).any(1)
     order = np.lexsort((ids, slots))
     ordered = slots[order]
     again = (ordered[1:] == ordered[:-1]) & (ids[order][1:] == ids[order][:-1])
