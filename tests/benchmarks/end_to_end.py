@@ -29,10 +29,13 @@ POSITION = "SELECT coalesce(sum(next_offset), 0) FROM innerloop.law WHERE topic 
 FRESHNESS = """SELECT extract(epoch FROM CASE current_setting('track_commit_timestamp')
         WHEN 'on' THEN pg_xact_commit_timestamp(p.xmin) ELSE p.recorded_at END) * 1000 - t.at
     FROM innerloop.prequential p CROSS JOIN LATERAL unnest(p.record_times) AS t (at) WHERE t.at >= %s"""
-CONTENDERS = {
-    "worker": ("-m", "pipeline.cli", "worker"),
-    "stock Faust, take(2048)": ("-m", "tests.benchmarks.stock_faust", "take"),
-    "stock Faust, event by event": ("-m", "tests.benchmarks.stock_faust", "events"),
+WORKER = ("-m", "pipeline.cli", "worker")
+# Each with the processes that share its partitions.
+CONTENDERS: dict[str, tuple[tuple[str, ...], ...]] = {
+    "worker": (WORKER,),
+    "stock Faust, take(2048)": (("-m", "tests.benchmarks.stock_faust", "take"),),
+    "stock Faust, event by event": (("-m", "tests.benchmarks.stock_faust", "events"),),
+    "two workers": (WORKER, WORKER),
 }
 PATIENCE_SECONDS = 120.0
 
@@ -61,16 +64,19 @@ QUICK = Plan(
 
 
 class Running:
-    """A consumer process and what it and the parts beside it have used."""
+    """A consumer, of one process or several, and what it and the parts beside it have used."""
 
     def __init__(self, parts: Deployment, name: str) -> None:
         environment = {key: value for key, value in os.environ.items() if not key.startswith("INNERLOOP_")}
         self.home, self.writer_url = parts.home, parts.writer_url
         self.log_file = parts.home / "consumer.log"
         with self.log_file.open("wb") as log:
-            self._process = subprocess.Popen(
-                [sys.executable, *CONTENDERS[name]], stdout=log, stderr=log, env=environment | parts.environment()
-            )
+            self._processes = [
+                subprocess.Popen(
+                    [sys.executable, *command], stdout=log, stderr=log, env=environment | parts.environment()
+                )
+                for command in CONTENDERS[name]
+            ]
         self._parts = parts
         self._connection = psycopg2.connect(parts.owner_url)
         self._connection.autocommit = True
@@ -81,7 +87,8 @@ class Running:
             return cursor.fetchall()
 
     def position(self) -> int:
-        assert self._process.poll() is None, f"the consumer ended:\n{self.log_file.read_text()[-3000:]}"
+        ended = any(one.poll() is not None for one in self._processes)
+        assert not ended, f"a consumer ended:\n{self.log_file.read_text()[-3000:]}"
         return int(self.query(POSITION)[0][0])
 
     def wait_for(self, position: int, seconds: float = PATIENCE_SECONDS) -> bool:
@@ -97,19 +104,22 @@ class Running:
         """CPU seconds so far of worker, database and broker; and how long the worker has queued for a core."""
         broker = embedded_broker.daemon(self._parts.home).pid()
         return {
-            "worker": cpu_of_tree(self._process.pid),
+            "worker": sum(cpu_of_tree(one.pid) for one in self._processes),
             "Postgres": cpu_of_tree(self._parts.database_pid),
             "broker": cpu_seconds(broker or 0),
-            "queue": seconds_in_queue(self._process.pid),
+            "queue": sum(seconds_in_queue(one.pid) for one in self._processes),
         }
 
     def close(self) -> None:
         self._connection.close()
-        self._process.terminate()
+        for one in self._processes:
+            one.terminate()
         try:
-            self._process.wait(15)
+            for one in self._processes:
+                one.wait(15)
         finally:
-            self._process.kill()
+            for one in self._processes:
+                one.kill()
 
 
 @contextmanager
