@@ -27,6 +27,7 @@ class ItemTables:
         pair_means: [N + 1, C] mean of the counted parts over the catalogue, 0 for new items.
         pseudo_events: [C] as in the meta-parameters.
         uncounted: [N + 1, M, P - C] neighbour values of the parts that are not counted, as the version brought them.
+        context_map: as in the meta-parameters.
         trained_index: [N] row of the meta-parameters, -1 for an item they do not know.
 
     """
@@ -39,6 +40,7 @@ class ItemTables:
     pair_means: Tensor
     uncounted: Tensor
     pseudo_events: Tensor
+    context_map: Tensor
     trained_index: Tensor
 
     @property
@@ -72,6 +74,7 @@ def assemble_items(parameters: MetaParameters, text_embeddings: Tensor, trained_
         neighbour_values=values,
         pair_means=_padded(torch.where(known[:, None], p.pair_means[row], 0.0)),
         pseudo_events=p.pseudo_events,
+        context_map=p.context_map,
         uncounted=_padded(torch.where(known[:, None, None], p.neighbour_values[row][..., counted:], 0.0)),
         trained_index=trained_index,
     )

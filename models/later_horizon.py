@@ -149,6 +149,7 @@ def _with_tables(
         pair_counts=torch.zeros(*served.neighbour_items.shape, COUNTED),
         memory_decays=parameters.memory_decays[:0],
         text_map=text_ridge(text_embeddings, vectors, parameters.item_events),
+        context_map=served.item_out[:0],
         part_weights=weights,
         part_decays=decays,
         counts=counts,

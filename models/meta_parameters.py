@@ -66,6 +66,8 @@ class MetaParameters:
         adapter_initial: [A] parameters of the adapter at which every user begins.
         step_rates: [K, A] rates of the learner's K gradient steps; K = 0 for what is solved in one step.
         text_map: [T + 1, D + P * D + F] ridge map from text embedding (and 1) to the item's vectors.
+        context_map: [D + F + 1, D] from the company that a new item is met in to what its text misses of its
+            out-vector, see `models.item_contexts`; no rows where that was not seen to come nearer.
         part_decays: [P] weight kept per event of age: the first memory.
         memory_decays: [M - 1, P] those of further memories, see `models.memories`; none where they did not win.
         part_weights: [B, 1 + P] weight of position popularity, then of each part, by bucket of K.
@@ -116,6 +118,7 @@ class MetaParameters:
     adapter_initial: Tensor
     step_rates: Tensor
     text_map: Tensor
+    context_map: Tensor
     part_decays: Tensor
     memory_decays: Tensor
     part_weights: Tensor
@@ -192,6 +195,7 @@ class MetaParameters:
             "adapter_initial": (a,),
             "step_rates": (self.step_rates.shape[0], a),
             "text_map": (self.text_map.shape[0], d + p * d + f),
+            "context_map": (d + f + 1 if len(self.context_map) else 0, d),
             "part_decays": (p,),
             "memory_decays": (self.memory_decays.shape[0], p),
             "part_weights": (NUM_BUCKETS, 1 + p),

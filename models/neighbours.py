@@ -10,18 +10,51 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
+from models.item_contexts import contexts, moves
 from models.item_tables import ItemTables
 from models.meta_parameters import MetaParameters
 from models.pair_counts import PairTable, Stakes, empty, estimate, scale_of
 
+_LINE = 16  # floats in a cache line
 
-class Neighbours(NamedTuple):
-    """Blocks of rows: neighbour items [rows, M] (N where none), values [rows, P, M], each user's first row [U]."""
+
+class Moved(NamedTuple):
+    """What is added to the out-vectors of new items: catalogue rows [m], vectors [m, D].
+
+    m is filled up to whole cache lines by rows of N and zeros, so that products do not depend on the batch beside them.
+    """
+
+    rows: Tensor
+    vectors: Tensor
+
+
+class Blocks(NamedTuple):
+    """Blocks of rows: neighbour items [rows, M] (N where none), values [rows, P, M]; by block, how new items moved."""
 
     items: Tensor
     values: Tensor
+    moved: tuple[Moved | None, ...]
+
+
+class Neighbours(NamedTuple):
+    """Blocks, and each user's first row in them [U]."""
+
+    blocks: Blocks
     first: Tensor
+
+    def move(self, plain: Tensor, vector: Tensor) -> Tensor:
+        """Add to scores [U, W] of users' vectors [U, D] what new items have moved by, in place."""
+        moved = self.blocks.moved
+        if any(moved):
+            length = len(self.blocks.items) // len(moved)
+            block = self.first // length
+            for place in torch.unique(block).tolist():
+                if one := moved[place]:
+                    told = torch.where((block == place)[:, None], vector @ one.vectors.T, 0.0)
+                    plain.index_add_(1, one.rows, told)
+        return plain
 
 
 def stakes_of(parameters: MetaParameters) -> Stakes:
@@ -51,6 +84,21 @@ class PairLayout:
         self._tables = tables
         self._predicted = tables.vectors.new_zeros(*tables.neighbour_items.shape, tables.pair_means.shape[1])
         self._predicted_for = torch.full_like(tables.neighbour_items, -1)
+        self._is_new = tables.trained_index < 0
+        self._moves = dict[int, Tensor]()  # by catalogue row
+
+    @property
+    def moved(self) -> Moved | None:
+        """What new items have moved by, as of the last `write`."""
+        if not self._moves:
+            return None
+        rows, vectors = (
+            torch.tensor(sorted(self._moves)),
+            torch.stack([self._moves[row] for row in sorted(self._moves)]),
+        )
+        missing, device = -len(rows) % _LINE, self._tables.vectors.device
+        rows = functional.pad(rows, (0, missing), value=self._tables.num_items)
+        return Moved(rows.to(device), functional.pad(vectors, (0, 0, 0, missing)).to(device))
 
     def write(
         self, block: tuple[Tensor, Tensor], pairs: PairTable, rows: Tensor, numbering: tuple[Tensor, Tensor]
@@ -72,6 +120,18 @@ class PairLayout:
         brought = torch.where(entered[..., None] == 0, self._tables.uncounted[rows], 0.0)
         told = torch.cat([counted, brought], 2).masked_fill((found == num_items)[..., None], 0.0)
         items[rows], values[rows] = found, told.transpose(1, 2)
+        self._move(rows, found, counts[..., 0], pairs.users[at])
+
+    def _move(self, rows: Tensor, found: Tensor, counts: Tensor, users: Tensor) -> None:
+        """Note how far new items among these rows are now from what their texts say."""
+        tables = self._tables
+        new = (self._is_new[rows].cpu() & (found < tables.num_items).any(1).cpu()).nonzero()[:, 0]
+        if not len(tables.context_map) or not len(new):
+            return
+        others = torch.where(found[new] < tables.num_items, found[new], -1)
+        company = contexts(others, counts[new], tables.vectors)
+        changes = moves(company, users[new].to(company.device), tables.context_map)
+        self._moves.update(zip(rows[new].tolist(), changes.cpu(), strict=True))
 
     def _predict(self, rows: Tensor, items: Tensor) -> None:
         """Note what the dimensions predict for the pairs that have changed."""

@@ -60,6 +60,7 @@ def meta_train(
     tell("fit tables on everything", 0, 1)
     parameters = fit(window, choices)
     tell("fit tables on everything", 1, 1)
+    report["vectors_of_new_items"] = "move with events" if len(parameters.context_map) else "by text alone"
     return parameters, {"events": len(interactions), "items": len(item_ids), "seed": seed, **report}
 
 

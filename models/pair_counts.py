@@ -98,7 +98,8 @@ def learn(table: PairTable, before: Tensor, items: Tensor, stakes: Stakes) -> Te
     known = slots >= 0
     table.counts[found.rows[known], slots[known]] += found.counts[known]
     _enter(table, changed, (place[~known], Found(*(column[~known] for column in found))), stakes)
-    return changed
+    rows: Tensor = torch.unique(torch.cat([changed, items[first]]))  # a user's first item has no pair, but a user more
+    return rows
 
 
 def pairs(before: Tensor, items: Tensor, num_items: int) -> Found:

@@ -16,7 +16,7 @@ from torch import Tensor
 from models import popularity
 from models.episodes import History, Interactions, earlier, following
 from models.item_tables import initial_counts
-from models.neighbours import Neighbours, PairLayout, initial_pairs, stakes_of
+from models.neighbours import Blocks, Neighbours, PairLayout, initial_pairs, stakes_of
 from models.pair_counts import WINDOW, PairTable, learn
 from models.ranker import Ranker, TaskBatch, exclusions
 
@@ -82,7 +82,7 @@ class ItemSide:
         """`tasks_before`, with the pairs as they are now."""
         tasks = tasks_before(self._ranker, self._interactions, self.history, events)
         if self._pairs is not None:
-            tasks.neighbours = Neighbours(*self._block, torch.zeros_like(events))
+            tasks.neighbours = Neighbours(Blocks(*self._block, (self._layout.moved,)), torch.zeros_like(events))
         return tasks
 
     def _begin(self, ranker: Ranker) -> PairTable:

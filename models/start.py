@@ -116,7 +116,8 @@ class Start:
         plain = priors.new_empty(len(support.rows), self._out.shape[1])
         torch.mul(priors.index_select(0, tasks.prior_rows), support.prior_weight[:, None], out=plain[:, :num_items])
         plain[:, num_items:] = -torch.inf
-        return plain.addmm_(support.vector, self._out)
+        plain.addmm_(support.vector, self._out)
+        return tasks.neighbours.move(plain, support.vector) if tasks.neighbours else plain
 
     def finish(self, plain: Tensor, support: Support, tasks: TaskBatch) -> tuple[Tensor, Tensor]:
         """Exclude, and add the bonus list, in place; gives its items and bonuses [U, L] (not finite where none).
@@ -141,7 +142,7 @@ class Start:
             support.rows[:, -BONUS_SUPPORT:],
         )
         if tasks.neighbours is not None:
-            items, values = tasks.neighbours.items, tasks.neighbours.values
+            items, values, _ = tasks.neighbours.blocks
             rows = rows + tasks.neighbours.first[:, None]
         entries = rows[..., None] * len(self._parts) + self._parts
         bonus = weighted_sums(values, entries, support.shares[..., -BONUS_SUPPORT:].transpose(1, 2))

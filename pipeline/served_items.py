@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from models.candidates import Candidates
-from models.neighbours import initial_pairs, stakes_of
+from models.neighbours import Blocks, initial_pairs, stakes_of
 from models.pair_counts import WINDOW, PairTable
 from models.popularity import NUM_BUCKETS, bucket_of, priors
 from models.ranker import Ranker
@@ -75,7 +75,7 @@ class ServedItems:
         self._pairs = ServedPairs(catalogue.tables, catalogue.item_nos, lambda: catalogue.row_of) if online else None
 
     @property
-    def pair_tables(self) -> tuple[Tensor, Tensor] | None:
+    def pair_tables(self) -> Blocks | None:
         """The blocks of pairs; None where those of the version are served."""
         return self._pairs.tables if self._pairs else None
 

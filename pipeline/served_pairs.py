@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from models.item_tables import ItemTables
-from models.neighbours import PairLayout
+from models.neighbours import Blocks, Moved, PairLayout
 from pipeline.item_statistics import OnlinePairs
 from pipeline.support import Ints
 
@@ -39,11 +39,12 @@ class ServedPairs:
         self._read = set[int]()
         # [blocks, N + 1, M] and [blocks, N + 1, P, M]
         self._items, self._values = tables.neighbour_items[None][:0], tables.neighbour_values[None][:0]
+        self._moved: list[Moved | None] = []
 
     @property
-    def tables(self) -> tuple[Tensor, Tensor]:
-        """All blocks, one after the other: items [rows, M] (N where none), values [rows, P, M]."""
-        return self._items.flatten(0, 1), self._values.flatten(0, 1)
+    def tables(self) -> Blocks:
+        """All blocks, one after the other."""
+        return Blocks(self._items.flatten(0, 1), self._values.flatten(0, 1), tuple(self._moved))
 
     def forget(self, partition: int) -> None:
         """Drop a partition's block; its place is used again."""
@@ -73,6 +74,7 @@ class ServedPairs:
         row_of = torch.from_numpy(self._row_of())
         pairs, block = held.pairs.table.grown(len(row_of)), (self._items[held.place], self._values[held.place])
         held.layout.write(block, pairs, rows, (self._numbers, row_of))
+        self._moved[held.place] = held.layout.moved
 
     def _copied(self, place: int) -> int:
         copy = self._free()
@@ -86,4 +88,5 @@ class ServedPairs:
         if place == len(self._items):
             self._items = torch.cat([self._items, self._catalogue.neighbour_items[None]])
             self._values = torch.cat([self._values, self._catalogue.neighbour_values[None]])
+            self._moved.append(None)
         return place

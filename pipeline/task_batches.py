@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.neighbours import Neighbours
+from models.neighbours import Blocks, Neighbours
 from models.ranker import Ranker, TaskBatch
 from pipeline.catalogue import Catalogue
 from pipeline.known import Known
@@ -54,7 +54,7 @@ class TaskBatches:
         self._device = ranker.items.vectors.device
         self._withdrawn = torch.from_numpy(catalogue.unavailable).to(self._device)
 
-    def of(self, slots: Ints, known: Known, reading: Reading, pairs: tuple[Tensor, Tensor] | None) -> TaskBatch:
+    def of(self, slots: Ints, known: Known, reading: Reading, pairs: Blocks | None) -> TaskBatch:
         """The tasks of at most 128 users, padded; pairs: `ServedPairs.tables`, None for those of the version."""
         table, size = self._table, self._ranker.parameters.support_size
         columns = {
@@ -69,7 +69,7 @@ class TaskBatches:
         moved = {name: column.to(self._device) for name, column in columns.items()}
         excluded = self._excluded(known, len(columns["support"]))
         first = padded(reading.pair_rows, 0).to(self._device)
-        return TaskBatch(**moved, excluded=excluded, neighbours=Neighbours(*pairs, first) if pairs else None)
+        return TaskBatch(**moved, excluded=excluded, neighbours=Neighbours(pairs, first) if pairs else None)
 
     def _excluded(self, known: Known, size: int) -> Tensor:
         """Dismissed, withdrawn and (unless repeated) seen items at -inf, the others at 0 [size, N]."""

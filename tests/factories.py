@@ -109,6 +109,7 @@ def meta_parameters(
         "adapter_initial": torch.zeros(f),
         "step_rates": torch.zeros(0, f),
         "text_map": normal(text_dim + 1, d + p * d + f) * 0.1,
+        "context_map": torch.zeros(0, d),
         "part_decays": torch.tensor([0.9, 0.8, 0.9, 0.9]),
         "memory_decays": torch.zeros(0, p),
         "memory_discount": 0.9,

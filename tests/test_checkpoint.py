@@ -65,6 +65,7 @@ def small_parameters(**changes: object) -> MetaParameters:
         "adapter_initial": torch.zeros(F),
         "step_rates": torch.zeros(0, F),
         "text_map": draw(T + 1, D + P * D + F),
+        "context_map": draw(D + F + 1, D),
         "part_decays": draw(P).abs(),
         "memory_decays": draw(1, P).abs(),
         "memory_discount": 0.8,

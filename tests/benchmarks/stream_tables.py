@@ -47,6 +47,7 @@ def switched_off(parameters: MetaParameters) -> dict[str, MetaParameters]:
     parts = {f"{name} in the start": without_part(p, column) for column, name in enumerate(names)}
     return {
         "pairs online": replace(p, pairs_online=False),
+        "vectors of new items online": replace(p, context_map=p.context_map[:0]),
         "bonus list, and pairs": replace(p, pairs_online=False, neighbour_items=torch.full_like(p.neighbour_items, -1)),
         **parts,
         "texts": replace(p, text_map=torch.zeros_like(p.text_map), shrinkage=1e-6),
