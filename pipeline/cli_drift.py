@@ -88,7 +88,7 @@ def explain(
         say(f"drawn to {out}")
 
 
-def freeze(why: Annotated[str, typer.Argument(help="Why, for the audit and for `explain`.")]) -> None:
+def freeze(why: Annotated[str, typer.Argument(help="Why, for the audit and for `explain`.", metavar="WHY")]) -> None:
     """Forbid retraining, and versions that go live by themselves, until `unfreeze`.
 
     Drift is still found, and decisions say that they wait; so do requests, challengers and canaries. What does worse

@@ -15,7 +15,9 @@ def register(app: typer.Typer) -> None:
     app.command()(forget)
 
 
-def forget(user: Annotated[str, typer.Argument(help="The user's id, known or not.")], json: AsJson = False) -> None:
+def forget(
+    user: Annotated[str, typer.Argument(help="The user's id, known or not.", metavar="USER")], json: AsJson = False
+) -> None:
     """Forget a user, for good.
 
     Needs the writer's login. The wish goes into the topic of erasures, where any worker reads it (programs of your own

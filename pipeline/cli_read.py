@@ -37,7 +37,7 @@ def register(app: typer.Typer) -> None:
 
 
 def recommend(
-    user: Annotated[str, typer.Argument(help="The user's id, known or not.")],
+    user: Annotated[str, typer.Argument(help="The user's id, known or not.", metavar="USER")],
     k: Annotated[int, typer.Option("-k", "--k", min=1, max=1000, help="How many items.")] = 10,
     json: AsJson = False,
 ) -> None:

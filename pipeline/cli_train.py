@@ -54,7 +54,7 @@ def register(app: typer.Typer) -> None:
 
 def meta_train(
     interactions: Annotated[
-        str | None, typer.Argument(help="Events as for `produce` (JSON Lines or CSV, also gzipped).", metavar="[FILE]")
+        str | None, typer.Argument(help="Events as for `produce` (JSON Lines or CSV, also gzipped).", metavar="FILE")
     ] = None,
     from_topic: Annotated[bool, typer.Option("--from-topic", help="Take the events from Kafka instead.")] = False,
     items: Annotated[

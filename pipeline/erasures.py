@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from pipeline import topics
 from pipeline.batching import Walk, walk
+from pipeline.broker import hosts
 from pipeline.chunks import Chunk, Record
 from pipeline.failpoints import reach
 from pipeline.forgotten import READ_KEY, user_hash
@@ -48,7 +49,7 @@ def ask(broker: str, topic: str, user_id: str) -> None:
     with Outbox(broker, topic) as outbox:
         outbox.send(0, user_id.encode(), json.dumps(body, ensure_ascii=False).encode())
     if outbox.failures:
-        raise topics.BrokerUnavailable(f"the wish was not taken by {broker}: {outbox.failures[0]}; try again")
+        raise topics.BrokerUnavailable(f"the wish was not taken by {hosts(broker)}: {outbox.failures[0]}; try again")
 
 
 class Erasures:

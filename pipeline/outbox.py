@@ -9,6 +9,7 @@ from typing import Any, Self
 from kafka import KafkaProducer
 from kafka.errors import KafkaError
 
+from pipeline.broker import hosts
 from pipeline.topics import TopicMissing, connecting, partition_counts
 
 MAX_OUTSTANDING = 20_000  # records sent but not confirmed: bounds memory when the broker is slower than the file
@@ -24,7 +25,7 @@ class Outbox:
 
     def __init__(self, broker: str, topic: str) -> None:
         if topic not in partition_counts(broker, [topic]):
-            raise TopicMissing(f"topic {topic} does not exist on {broker}: run `innerloop migrate`")
+            raise TopicMissing(f"topic {topic} does not exist on {hosts(broker)}: run `innerloop migrate`")
         self.topic = topic
         self.delivered = 0
         self.failures: dict[int, str] = {}

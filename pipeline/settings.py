@@ -50,7 +50,9 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True, env_ignore_empty=True)
 
-    broker: str | None = Field(None, description="Kafka bootstrap servers, host:port,…; unset: the embedded broker")
+    broker: str | None = Field(
+        None, description="Kafka: host:port,… or sasl_ssl://user:password@host:port,…; unset: embedded"
+    )
     database_url: str | None = Field(
         None, repr=False, description="PostgreSQL of the role that the command needs; unset: the embedded database"
     )

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from kafka import KafkaAdminClient, KafkaConsumer, TopicPartition
 from kafka.errors import KafkaError, TopicAlreadyExistsError, UnknownTopicOrPartitionError, for_code
 
+from pipeline.broker import Broker, hosts
 from pipeline.chunks import Record
 from schemas.errors import ConfigurationError
 
@@ -74,7 +75,7 @@ def check_topics(broker: str, topics: Iterable[str], partitions: int) -> None:
     present = partition_counts(broker, names)
     missing = [topic for topic in names if topic not in present]
     if missing:
-        raise TopicMissing(f"topic {', '.join(missing)} does not exist on {broker}: run `innerloop migrate`")
+        raise TopicMissing(f"topic {', '.join(missing)} does not exist on {hosts(broker)}: run `innerloop migrate`")
     _refuse_other_partitions(present, partitions)
 
 
@@ -181,10 +182,13 @@ class _Admin:
 
 def connecting(broker: str, client: Callable[..., Any], **configs: Any) -> Any:
     """Construct a kafka-python client; raises BrokerUnavailable when no broker answers within five seconds."""
+    address = Broker.parse(broker)
     try:
-        return client(bootstrap_servers=broker.split(","), bootstrap_timeout_ms=5_000, **configs)
+        return client(
+            bootstrap_servers=list(address.servers), bootstrap_timeout_ms=5_000, **address.security(), **configs
+        )
     except (KafkaError, OSError) as away:
-        raise BrokerUnavailable(f"no Kafka broker answers at {broker} (INNERLOOP_BROKER): {away}") from None
+        raise BrokerUnavailable(f"no Kafka broker answers at {hosts(broker)} (INNERLOOP_BROKER): {away}") from None
 
 
 def _partition_counts(admin: KafkaAdminClient, topics: Iterable[str]) -> dict[str, int]:
@@ -226,7 +230,7 @@ def _consuming(broker: str, topic: str) -> Iterator[tuple[KafkaConsumer, list[To
     try:
         numbers = consumer.partitions_for_topic(topic)
         if not numbers:
-            raise TopicMissing(f"topic {topic} does not exist on {broker}: run `innerloop migrate`")
+            raise TopicMissing(f"topic {topic} does not exist on {hosts(broker)}: run `innerloop migrate`")
         partitions = [TopicPartition(topic, number) for number in sorted(numbers)]
         consumer.assign(partitions)
         yield consumer, partitions

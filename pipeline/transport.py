@@ -26,6 +26,7 @@ from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
 from faust.types.tuples import ConsumerMessage
 
+from pipeline.broker import Broker
 from pipeline.chunks import Chunk, Fetch
 
 # Faust asks for 1,500; a broker that answers an idle long poll late (Tansu) would add as much to every event.
@@ -174,16 +175,18 @@ def stream_app(
     """The Faust app of a worker.
 
     Args:
-        broker: `host:port,…`.
+        broker: `host:port,…`, or a URL as `pipeline.broker` reads it.
         group: consumer group.
         session_timeout_seconds: after which the broker gives a silent worker's partitions away.
         max_records: most records of one fetch.
         positions: asked on every assignment for the offset at which each partition goes on.
 
     """
+    address = Broker.parse(broker)
     app = faust.App(
         group,
-        broker=[f"aiokafka://{address.strip()}" for address in broker.split(",")],
+        broker=[f"aiokafka://{server}" for server in address.servers],
+        broker_credentials=_credentials(address),
         store="memory://",
         web_enabled=False,
         topic_disable_leader=True,
@@ -199,3 +202,11 @@ def stream_app(
     )
     app.transport = PositionedTransport(app, positions)
     return app
+
+
+def _credentials(broker: Broker) -> faust.types.CredentialsT | None:
+    if broker.username is None:
+        return faust.SSLCredentials(broker.context) if broker.context else None
+    return faust.SASLCredentials(
+        username=broker.username, password=broker.password, mechanism=broker.mechanism, ssl_context=broker.context
+    )

@@ -12,6 +12,7 @@ import time
 import uuid
 from collections.abc import Callable
 from typing import Self
+from urllib.parse import quote
 
 from kafka import KafkaAdminClient
 from kafka.admin import ACL, ACLOperation, ACLPermissionType, ResourcePattern, ResourceType
@@ -113,6 +114,38 @@ class ApacheKafka:
 
     def _java(self) -> list[str]:
         return ["java", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Xmx512m", "-cp", self._classpath]
+
+
+class SecuredKafka(ApacheKafka):
+    """The same with a second door, for clients that trust its certificate and know the password."""
+
+    USER, PASSWORD = "shop", "pass/word@1"
+
+    def __init__(self, folder: pathlib.Path) -> None:
+        super().__init__(folder)
+        (port,) = free_ports(1)
+        self._secured, self._certificate = f"127.0.0.1:{port}", folder / "certificate.pem"
+        key, keystore = folder / "key.pem", folder / "keystore.pem"
+        request = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=127.0.0.1"]
+        request += ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(self._certificate)]
+        _checked(request)
+        keystore.write_text(key.read_text() + self._certificate.read_text())
+        properties = self._properties.read_text()
+        doors = [line for line in properties.splitlines() if line.startswith(("listeners=", "advertised.listeners="))]
+        module = "org.apache.kafka.common.security.plain.PlainLoginModule required"
+        lines = [
+            *(f"{line},SASL_SSL://{self._secured}" for line in doors),  # what is said last counts
+            "listener.security.protocol.map=CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT,SASL_SSL:SASL_SSL",
+            "sasl.enabled.mechanisms=PLAIN",
+            f'listener.name.sasl_ssl.plain.sasl.jaas.config={module} user_{self.USER}="{self.PASSWORD}";',
+            "ssl.keystore.type=PEM",
+            f"ssl.keystore.location={keystore}",
+        ]
+        self._properties.write_text(properties + "\n".join(lines) + "\n")
+
+    def secured_address(self, password: str) -> str:
+        """As INNERLOOP_BROKER has it."""
+        return f"sasl_ssl://{self.USER}:{quote(password, safe='')}@{self._secured}?ca={self._certificate}"
 
 
 def why_no_kafka() -> str | None:
