@@ -35,7 +35,8 @@ def list_versions(json: AsJson = False) -> None:
 
     Status is challenger (not judged yet), canary (on trial on some partitions), live, retired (was live), or rejected.
     The gain is that of the paired test against the version that was live then, on events later than those it learnt
-    from: loss per event, with its 95 % interval.
+    from: loss per event, with its 95 % interval. "By" and "why" are of the status; who or what made a version live that
+    no longer is stands last.
 
     \b
     Examples:
@@ -44,12 +45,18 @@ def list_versions(json: AsJson = False) -> None:
     """
     from pipeline import versions
 
-    found = versions.listed(_reader())
+    engine = _reader()
+    found, made = versions.listed(engine), versions.promotions(engine)
     if json:
-        emit_json([version.__dict__ for version in found])
+        promoted = {number: change.__dict__ for number, change in made.items()}
+        emit_json([{**version.__dict__, "promoted": promoted.get(version.version)} for version in found])
         return
-    headers = ("version", "status", "parent", "window", "gain [95 %]", "since", "by", "why")
-    print(columns(headers, [_row(version) for version in found]) if found else "no version: run `innerloop meta-train`")
+    headers = ("version", "status", "parent", "window", "gain [95 %]", "since", "by", "why", "was promoted by")
+    print(
+        columns(headers, [_row(version, made.get(version.version)) for version in found])
+        if found
+        else "no version: run `innerloop meta-train`"
+    )
 
 
 def show(version: Number, json: AsJson = False) -> None:
@@ -171,14 +178,16 @@ def _by_operator(why: str) -> Change:
     return Change(f"operator {name}", why)
 
 
-def _row(version: Version) -> tuple[Any, ...]:
+def _row(version: Version, made: Change | None) -> tuple[Any, ...]:
     gain = version.judgement.get("gain")
     shown = f"{gain[0]:+.4f} [{gain[1]:+.4f}, {gain[2]:+.4f}]" if gain else None
     window = None
     if version.window_from_ms is not None and version.window_to_ms is not None:
         window = " … ".join(_minute(ms) for ms in (version.window_from_ms, version.window_to_ms))
     since = f"{version.changed_at:%Y-%m-%d %H:%M:%S}"
-    return version.version, version.status, version.parent, window, shown, since, version.changed_by, version.reason
+    promoted = f"{made.by}: {made.reason}" if made and version.status != "live" else None
+    status = since, version.changed_by, version.reason
+    return version.version, version.status, version.parent, window, shown, *status, promoted
 
 
 def _minute(epoch_ms: int) -> str:

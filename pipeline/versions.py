@@ -84,6 +84,15 @@ def history(engine: Engine, version: int | None = None, *, limit: int = 100) -> 
         return [dict(row._mapping) for row in connection.execute(query)]
 
 
+def promotions(engine: Engine) -> dict[int, Change]:
+    """Return who or what last made each version live, and why; those that no step made live are left out."""
+    steps = audit.c.action.in_(("promote", "restore"))
+    query = select(audit.c.subject, audit.c.actor, audit.c.detail["reason"].astext).where(steps).order_by(audit.c.audit)
+    with engine.connect() as connection:
+        rows = connection.execute(query)
+        return {int(subject.removeprefix("version ")): Change(by, why) for subject, by, why in rows}
+
+
 def start_canary(
     engine: Engine, version: int, partitions: Iterable[int], change: Change, judgement: Mapping[str, Any]
 ) -> None:

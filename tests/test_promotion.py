@@ -309,10 +309,11 @@ def test_the_commands_list_show_promote_and_roll_back(
         return result.output
 
     assert run("promote", "2", "--canary", "--why", "to see").startswith("version 2 is a canary on partition ")
-    assert run("promote", "2") == "version 2 is live in place of 1\n"
+    assert run("promote", "2", "--why", "it is better") == "version 2 is live in place of 1\n"
     assert "to see" in run("show", "2", role="reader")
     assert run("rollback", "--why", "complaints") == "version 1 is live again, 2 is rejected\n"
     table = run("list", role="reader").splitlines()
     assert [line.split()[:2] for line in table[1:]] == [["3", "challenger"], ["2", "rejected"], ["1", "live"]]
     assert "complaints" in table[2]
+    assert table[2].rstrip().endswith(": it is better"), "who made it live, and why, is kept after its time"
     assert '"action": "roll_back"' in run("show", "2", "--json", role="reader")
