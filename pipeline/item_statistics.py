@@ -146,8 +146,14 @@ class ItemStatistics:
         if saved and saved.version == version:
             self.pairs = OnlinePairs(version, saved.table, stakes, saved.log, snapshot_due=False)
             self.pairs.settle(self.epoch_offset)
+            self.leave_no_log()  # somebody may have been forgotten whom the worker before has not heard of
         else:
             self.pairs = OnlinePairs(version, initial(), stakes)
+
+    def leave_no_log(self) -> None:
+        """Have the next epoch begin with a snapshot of the pairs: the log tells, without a name, what one user took."""
+        if self.pairs:
+            self.pairs.epochs = SNAPSHOT_EPOCHS
 
     def of_rows(self, item_nos: Tensor) -> Tensor:
         """Counts [B, N] of the catalogue's rows, given each row's item_no [N]."""

@@ -147,7 +147,9 @@ class Loop:
         if not force and time.monotonic() - self._followed_at < FOLLOW_SECONDS:
             return
         self._followed_at = time.monotonic()
-        self.patiently(lambda: self.store.forget_erased(self.adaptation.table))
+        if self.patiently(lambda: self.store.forget_erased(self.adaptation.table)):
+            for statistics in self.adaptation.statistics.values():
+                statistics.leave_no_log()
         wanted = self.patiently(self.store.heads)
         if wanted.live is None:
             return

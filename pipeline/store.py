@@ -142,11 +142,15 @@ class Store:
         with self.transaction() as cursor:
             cursor.execute(RECORD_REFUSAL, (f"version {version}", reason))
 
-    def forget_erased(self, table: UserTable) -> None:
-        """Drop from memory who asked to be forgotten since the last call; to be called once before users are loaded."""
+    def forget_erased(self, table: UserTable) -> bool:
+        """Drop from memory who asked to be forgotten since the last call, and say whether anybody did.
+
+        To be called once before users are loaded.
+        """
         with self.transaction() as cursor:
             hashes = self._forgotten.take_up(cursor)
         table.forget(self._forgotten.among(table.users(), hashes))
+        return bool(hashes)
 
     def load_users(self, table: UserTable, user_ids: Sequence[str], partitions: Mapping[str, int]) -> None:
         """Give users slots: with their rows' state, or empty in the partition of their first event."""

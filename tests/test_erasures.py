@@ -89,6 +89,32 @@ def test_of_a_forgotten_user_only_a_keyed_hash_is_left_and_nobody_else_is_touche
     assert query(database.owner_url, kind) == [(1, 1502)]
 
 
+@pytest.mark.parametrize("restarted", [False, True])
+def test_sequences_of_pairs_are_gone_with_the_epoch_in_which_the_wish_came(
+    restarted: bool, url: str, database: Database
+) -> None:
+    oldest = "SELECT min(first_offset) FROM innerloop.pair_log"
+    records = log(1100) + later_clicks(1100, 2300)
+    loop = make_loop(url)
+    assign(loop)
+    feed(loop, records[:1100], sizes(1, 90))
+    assert query(database.owner_url, oldest)[0][0] < 1024
+    forget(url, "u0")
+    if restarted:
+        loop = make_loop(url)
+        assign(loop)
+    follow(loop)
+    feed_from(loop, records[1100:2040], sizes(2, 90))
+    assert query(database.owner_url, oldest)[0][0] < 1024, "they count in a restart until the epoch ends"
+    feed_from(loop, records[2040:], sizes(3, 90))
+    assert query(database.owner_url, oldest)[0][0] >= 2048
+
+
+def later_clicks(start: int, end: int) -> list[Record]:
+    """Clicks of a few users after the wish."""
+    return [later(f"u{n % 5 + 1}", f"item-{n % 40}", n, n) for n in range(start, end)]
+
+
 def test_what_a_worker_has_in_memory_does_not_bring_a_user_back(url: str, database: Database) -> None:
     loop = make_loop(url)
     assign(loop)

@@ -12,7 +12,7 @@ import torch
 
 from pipeline.session import StoreUnavailable
 from tests.conftest import Database
-from tests.test_loop import LAW, RECORD, STATE, assign, feed, fill, log, make_loop, query, sizes
+from tests.test_loop import LAW, RECORD, STATE, assign, feed, fill, forget_all, log, make_loop, query, sizes
 
 DAY_SECONDS = 86_400.0
 FAILS_TWICE = """CREATE SEQUENCE public.failures; GRANT USAGE ON SEQUENCE public.failures TO PUBLIC;
@@ -47,9 +47,7 @@ def undisturbed(url: str, database: Database) -> list[Any]:
     assign(loop)
     feed(loop, log(300), sizes(1, 90))
     expected = rows(database)
-    for table in ("user_state", "stream_position", "prequential", "dead_letters", "item_statistics", "activations",
-                  "event_ids", "seen_items", "popular_items"):  # fmt: skip
-        execute(database.owner_url, f"TRUNCATE innerloop.{table}")
+    forget_all(database)
     return expected
 
 
@@ -65,6 +63,42 @@ def test_a_failure_that_passes_is_waited_out_and_makes_no_dead_letter(code: str,
     execute(database.superuser_url, FAILS_TWICE.format(code=code))
     feed(loop, log(300), sizes(1, 90))
     assert query(database.superuser_url, "SELECT last_value > 2 FROM public.failures") == [(True,)]
+    assert rows(database) == expected
+
+
+@pytest.mark.parametrize("held", ["a row", "the table"])
+def test_a_lock_that_somebody_holds_is_waited_for_two_seconds_at_a_time(
+    held: str, url: str, database: Database
+) -> None:
+    expected = undisturbed(url, database)
+    loop = make_loop(url)
+    assign(loop)
+    with closing(psycopg2.connect(database.owner_url)) as holder, holder.cursor() as cursor:
+        cursor.execute("SELECT FROM innerloop.stream_position FOR UPDATE" if held == "a row"
+                       else "LOCK TABLE innerloop.user_state IN ACCESS EXCLUSIVE MODE")  # fmt: skip
+        timeouts = []
+
+        def let_go() -> None:  # once the worker has been told to try again
+            timeouts.append(1)
+            holder.rollback()
+
+        loop.patiently.alive = let_go
+        feed(loop, log(300), sizes(1, 90))
+    assert timeouts, "nobody had to wait"
+    assert rows(database) == expected
+
+
+def test_a_long_transaction_of_a_reader_holds_nobody_up(url: str, database: Database) -> None:
+    expected = undisturbed(url, database)
+    loop = make_loop(url)
+    assign(loop)
+    with closing(psycopg2.connect(database.reader_url)) as reader, reader.cursor() as cursor:
+        cursor.execute("BEGIN ISOLATION LEVEL REPEATABLE READ")
+        cursor.execute("SELECT count(*) FROM innerloop.scores")
+        loop.patiently.alive = lambda: pytest.fail("the worker waited")
+        feed(loop, log(300), sizes(1, 90))
+        cursor.execute("SELECT count(*) FROM innerloop.scores")
+        assert cursor.fetchall() == [(0,)], "its snapshot is as it was"
     assert rows(database) == expected
 
 

@@ -12,7 +12,20 @@ import torch
 from pipeline.flood_gate import DeadLetterFlood
 from tests.conftest import Database
 from tests.factories import Record, chunk, event, record
-from tests.test_loop import LAW, RECORD, STATE, assign, feed, fill, log, make_loop, query, query_write, sizes
+from tests.test_loop import (
+    LAW,
+    RECORD,
+    STATE,
+    assign,
+    feed,
+    fill,
+    forget_all,
+    log,
+    make_loop,
+    query,
+    query_write,
+    sizes,
+)
 
 LETTERS = 'SELECT "offset", reason, detail FROM innerloop.dead_letters WHERE reason = %s ORDER BY 1'
 POISON = "poison"
@@ -54,9 +67,7 @@ def test_a_row_that_violates_a_constraint_costs_its_event_alone(
     found, (law,) = rows(database), query(database.owner_url, LAW)
     assert law[0] == len(records)
 
-    for table in ("user_state", "stream_position", "prequential", "dead_letters", "item_statistics", "activations",
-                  "event_ids", "seen_items", "popular_items", "pair_snapshots", "pair_log"):  # fmt: skip
-        query_write(database.owner_url, f"TRUNCATE innerloop.{table}")
+    forget_all(database)
     for place in places:  # a twin for whom these are malformed from the beginning
         records[place] = record(b"{garbage", place)
     loop = make_loop(url)

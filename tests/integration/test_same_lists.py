@@ -52,13 +52,12 @@ def worker(broker: str, database: Database, home: Path) -> Iterator[None]:
             process.stdout.close()
 
 
-def store_catalogue(database: Database, stream: Stream) -> None:
-    """The films as one snapshot."""
-    with closing(psycopg2.connect(database.owner_url)) as connection, connection.cursor() as cursor:
-        cursor.execute("INSERT INTO innerloop.catalogue_snapshots DEFAULT VALUES")
-        rows = [(film.item_id, film.text) for film in stream.data.films]
-        cursor.executemany("INSERT INTO innerloop.items (item_id, text, snapshot) VALUES (%s, %s, 1)", rows)
-        connection.commit()
+def feed_catalogue(broker: str, stream: Stream) -> None:
+    """The films in the topic of items, as a deployment has them: the worker takes its partition over without any."""
+    with closing(KafkaProducer(bootstrap_servers=broker, enable_idempotence=False)) as producer:
+        for film in stream.data.films:
+            value = {"v": 1, "item_id": film.item_id, "text": film.text}
+            producer.send("items", key=film.item_id.encode(), value=json.dumps(value).encode())
 
 
 class Through:
@@ -103,8 +102,8 @@ def test_events_one_by_one_give_the_lists_of_the_judged_file(
     engine = connect_engine(database.owner_url)
     registry.register(engine, Artefacts(home / "artefacts"), parameters, metrics={}, provenance={})
     engine.dispose()
-    store_catalogue(database, stream)
     ensure_topics(broker.address, {"interactions": {}, "items": {}, "erasures": {}}, 1)
+    feed_catalogue(broker.address, stream)
     offline = StreamWorker(stream, parameters, home, encoder="hashed")
     events = list(stream.data.events(stream.events[:num_events]))
     with worker(broker.address, database, home):
