@@ -83,9 +83,10 @@ def test_the_readmes_and_the_logs_figures_are_of_the_judged_files() -> None:
     seeds = [figures[f"stream_test_seed{seed}"] for seed in range(3)]  # README has one of them, the log all
     for metric in ("set_ndcg", "ndcg"):
         assert " / ".join(f".{digits(seed[metric].mean)}" for seed in seeds) in LOG
-    judged = (JUDGED / "static_gap_seed0.txt").read_text().splitlines()
-    means = re.findall(r"0(\.\d+) \[", next(line for line in judged if line.startswith("yours")))
-    assert " / ".join(means) in README
+    for name in STATIC:
+        judged = (JUDGED / f"{name}.txt").read_text().splitlines()
+        means = re.findall(r"0(\.\d+) \[", next(line for line in judged if line.startswith("yours")))
+        assert " / ".join(means) in README
 
 
 def digits(value: float) -> str:
