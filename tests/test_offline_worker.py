@@ -86,6 +86,21 @@ def test_records_and_decoded_events_give_the_same_figures_however_they_are_cut()
     assert len(expected) > 300
 
 
+def test_new_items_move_at_offsets_however_events_are_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    """ITEMS[30:] are new to the version; epochs of 32 offsets let their pairs take effect many times."""
+    for module in (item_statistics, served_items):
+        monkeypatch.setattr(module, "EPOCH", 32)
+    dims, factors = PARAMETERS.item_out.shape[1], PARAMETERS.item_factors.shape[1]
+    noise = torch.randn(dims + factors + 1, dims, generator=torch.Generator().manual_seed(1))
+    moving, events = replace(PARAMETERS, context_map=noise), decoded(log(600))
+    at_once, in_pieces, still = (
+        judged(list(worker(one, num_partitions=2).replay(events, batch_events=size)))
+        for one, size in ((moving, 600), (moving, 23), (PARAMETERS, 600))
+    )
+    np.testing.assert_allclose(at_once, in_pieces, rtol=0, atol=2e-6)
+    assert not np.allclose(at_once[:, -1], still[:, -1], atol=1e-3)
+
+
 def test_a_user_of_several_partitions_worlds_lives_in_one() -> None:
     several = worker(num_partitions=3)
     outcomes = list(several.replay(decoded(log(600)), batch_events=50))
