@@ -64,6 +64,7 @@ class PartitionStatus:
     updated_at: datetime
     end_offset: int | None
     lag: int | None
+    rate_limited: int = 0  # of those dropped
 
 
 @dataclass(frozen=True)
