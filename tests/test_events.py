@@ -175,7 +175,7 @@ def test_a_key_that_is_not_the_user_is_refused(key: bytes | None) -> None:
 
 def test_the_reasons_that_tests_expect_are_all_the_decoder_has() -> None:
     found = {expected for _, expected in MALFORMED.values()} | {"MISSING_FIELD", "KEY_MISMATCH"}
-    assert found | {"CONFLICTING_DUPLICATE"} == set(REASONS)
+    assert found | {"CONFLICTING_DUPLICATE", "CONSTRAINT"} == set(REASONS)
 
 
 def test_the_last_of_two_equal_keys_wins() -> None:

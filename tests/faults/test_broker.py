@@ -11,7 +11,9 @@ from tests.brokers import ApacheKafka, Tansu
 from tests.conftest import Database
 from tests.laws.harness import OK, Deploy, Deployment, Feeder, lag, position, send, stream, wait_until
 from tests.laws.judgement import assert_as_twin, assert_law
-from tests.laws.test_kill_lottery import SESSION_SECONDS, collects_sockets
+from tests.laws.test_kill_lottery import SESSION_SECONDS, _garbage_of_this_test, collects_sockets
+
+__all__ = ["_garbage_of_this_test"]  # a fixture that every test here uses
 
 
 def away(deployment: Deployment, kafka: ApacheKafka, *, seconds: float) -> None:
