@@ -29,17 +29,16 @@ _CELL_TRUST = 10.0
 class Expectation:
     """Means of C cells and the season of 24 hours; residuals use what was learnt before the block they are in.
 
-    The season of an hour is the median over the last seven days of its mean deviation from that day, so a level that
-    changes moves no season, and a day that breaks does not either. A day begins at the hour of the first event: it is
-    whole from the first one on, whenever that came.
+    The season of an hour is the median over the last seven whole days of its mean deviation from that day, so a level
+    that changes moves no season, and a day that breaks does not either.
     """
 
     def __init__(self, num_cells: int) -> None:
         self.means, self.counts = np.zeros(num_cells), np.zeros(num_cells)
         self.level, self.count, self.variance = 0.0, 0.0, 0.0
         self.season = np.zeros(24)
-        self._began_ms: int | None = None  # the hour of the first event
-        self.day = 0  # since then
+        self.day: int | None = None
+        self._first_day = True
         self._days: deque[Floats] = deque(maxlen=DAYS)
         self._sums, self._numbers = np.zeros(24), np.zeros(24)
 
@@ -66,10 +65,8 @@ class Expectation:
 
     def learn(self, values: Floats, cells: Ints, event_ms: Ints) -> None:
         """Move on past a block of events."""
-        if self._began_ms is None:
-            self._began_ms = int(event_ms[0]) // HOUR_MS * HOUR_MS
-        hours, day = event_ms // HOUR_MS % 24, (int(event_ms.max()) - self._began_ms) // DAY_MS
-        if day > self.day:
+        hours, day = event_ms // HOUR_MS % 24, int(event_ms.max()) // DAY_MS
+        if self.day is None or day > self.day:
             self._end_day()
             self.day = day
         plain = values - self.season[hours]
@@ -95,23 +92,24 @@ class Expectation:
         self.level, self.count, self.variance = 0.0, 0.0, 0.0
 
     def _end_day(self) -> None:
-        """Let the day that ended speak for its hours."""
-        mean = self._sums / np.maximum(self._numbers, 1.0)
-        seen = self._numbers > 0
-        if seen.any():
+        """Let the day that ended speak for its hours; the first is never whole, and says nothing."""
+        if self.day is not None and not self._first_day:
+            mean = self._sums / np.maximum(self._numbers, 1.0)
+            seen = self._numbers > 0
             deviation = np.where(seen, mean - mean[seen].mean(), 0.0)
             thin = _TRUST / (self._numbers + _TRUST)  # an hour with few events leans on its neighbours
             around = (np.roll(deviation, 1) + np.roll(deviation, -1)) / 2
             self._days.append((1 - thin) * deviation + thin * around)
             season = np.median(np.stack(self._days), 0)
             self.season = season - season.mean()
+        self._first_day = self.day is None
         self._sums[:], self._numbers[:] = 0.0, 0.0
 
     def state(self) -> dict[str, Any]:
         """Everything as plain numbers."""
         return {
             "means": self.means.tolist(), "counts": self.counts.tolist(), "level": self.level, "count": self.count,
-            "variance": self.variance, "season": self.season.tolist(), "day": self.day, "began_ms": self._began_ms,
+            "variance": self.variance, "season": self.season.tolist(), "day": self.day, "first_day": self._first_day,
             "days": [day.tolist() for day in self._days], "sums": self._sums.tolist(),
             "numbers": self._numbers.tolist(),
         }  # fmt: skip
@@ -122,9 +120,7 @@ class Expectation:
         found = cls(len(state["means"]))
         found.means, found.counts = np.array(state["means"], float), np.array(state["counts"], float)
         found.level, found.count, found.variance = state["level"], state["count"], state["variance"]
-        found.season, found.day = np.array(state["season"]), state["day"] or 0
-        # A state of before this was kept counts its days from 1970 on.
-        found._began_ms = state.get("began_ms", None if state["day"] is None else 0)
+        found.season, found.day, found._first_day = np.array(state["season"]), state["day"], state["first_day"]
         found._days.extend(np.array(day) for day in state["days"])
         found._sums, found._numbers = np.array(state["sums"], float), np.array(state["numbers"], float)
         return found
