@@ -11,9 +11,7 @@ from tests.brokers import ApacheKafka, Tansu
 from tests.conftest import Database
 from tests.laws.harness import OK, Deploy, Deployment, Feeder, lag, position, send, stream, wait_until
 from tests.laws.judgement import assert_as_twin, assert_law
-from tests.laws.test_kill_lottery import SESSION_SECONDS, _garbage_of_this_test, collects_sockets
-
-__all__ = ["_garbage_of_this_test"]  # a fixture that every test here uses
+from tests.laws.test_kill_lottery import SESSION_SECONDS
 
 
 def away(deployment: Deployment, kafka: ApacheKafka, *, seconds: float) -> None:
@@ -36,7 +34,6 @@ def away(deployment: Deployment, kafka: ApacheKafka, *, seconds: float) -> None:
 
 
 @pytest.mark.kafka
-@collects_sockets
 @pytest.mark.parametrize("seconds", [8, pytest.param(60, marks=pytest.mark.long)])
 def test_a_broker_that_is_away_for_a_while_is_waited_for_by_the_same_worker(
     seconds: int, kafka: ApacheKafka, deploy: Deploy
@@ -45,7 +42,6 @@ def test_a_broker_that_is_away_for_a_while_is_waited_for_by_the_same_worker(
 
 
 @pytest.mark.kafka
-@collects_sockets
 def test_a_worker_without_the_right_to_read_is_not_ready_and_asks_once_a_second_at_most(
     kafka: ApacheKafka, deploy: Deploy
 ) -> None:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import gc
-import logging
 import random
-from collections.abc import Iterator
 
 import pytest
 
@@ -15,15 +12,6 @@ from tests.laws.harness import FENCED, Deploy, Deployment, Feeder, Fleet, send, 
 from tests.laws.judgement import assert_as_twin, assert_law, contents, replay
 
 SESSION_SECONDS = 6  # the least that Apache Kafka accepts
-# kafka-python leaves the sockets of refused connections to the garbage collector: here, and not in a later test.
-collects_sockets = pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
-
-
-@pytest.fixture(autouse=True)
-def _garbage_of_this_test(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
-    with caplog.at_level(logging.CRITICAL, "kafka"):  # a kept log record would keep its exception's sockets
-        yield
-    gc.collect()
 
 
 def lottery(
@@ -58,7 +46,6 @@ def test_five_kills_of_two_workers_leave_the_law_exact(broker: Tansu, deploy: De
 
 
 @pytest.mark.kafka
-@collects_sockets
 def test_kills_of_workers_and_of_apache_kafka_leave_the_law_exact(
     kafka: ApacheKafka, deploy: Deploy, twin: Database
 ) -> None:
@@ -73,7 +60,6 @@ def test_twenty_kills_of_two_workers_leave_the_law_exact(broker: Tansu, deploy: 
 
 @pytest.mark.long
 @pytest.mark.kafka
-@collects_sockets
 def test_twenty_kills_of_workers_and_two_of_apache_kafka_leave_the_law_exact(
     kafka: ApacheKafka, deploy: Deploy, twin: Database
 ) -> None:
