@@ -26,6 +26,7 @@ from tests.laws.harness import Deployment, Launcher, query
 
 pytestmark = pytest.mark.timeout(900)  # some 45 s of a core, but four processes that wait for each other
 
+IN_USE = "SELECT max(value) FROM innerloop.activations WHERE kind = 'meta_version'"
 RECORDED_SINCE = """SELECT count(*) FROM innerloop.prequential p, unnest(p.record_times) AS at WHERE at >= %s"""
 
 
@@ -61,6 +62,7 @@ def test_a_change_of_meaning_is_found_and_cured_by_one_retraining(
         running.wait(lambda: running.rows(REQUESTS)[0][0] == "done")
         if quick:  # there are enough later events to judge on already
             running.wait(lambda: running.rows(VERSIONS)[1][1] != "challenger")
+            running.wait(lambda: running.rows(IN_USE) == [(2,)])  # workers look for versions by the clock
         assert running.feed_until(lambda: running.live == 2, most=QUIET + most - asked), running.rows(VERSIONS)
         promoted = running.fed
         running.feed(further)
