@@ -6,7 +6,7 @@ Letters: E events, N items, F factors, G settings, U users.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 
 import torch
@@ -14,9 +14,11 @@ from torch import Tensor
 
 from models.figures import Interval, interval, judged_by_halves, query_ranks, set_ndcg, user_means
 from models.inner_loop import InnerStep
+from models.logit_reading import LOSS_LIMIT
 from models.replay import Replay, honest_residuals, prediction_moments, states_before
 
 TAUS = (1.0, 1.5, 2.0)
+LIKELY_TAUS = (0.3, 0.5, 0.7, *TAUS)
 DISCOUNTS = (0.97, 0.99, 1.0)
 PRECISIONS = (3.0, 10.0, 30.0)
 TRUST_RADIUS = 1.0
@@ -40,7 +42,11 @@ OFF = Tuned(tau=1.5, discount=0.97, precision=10.0, gain=Interval(0.0, 0.0, 0.0)
 
 
 def tune(replay: Replay, factors: Tensor, *, seed: int, progress: Callable[[int, int], None]) -> Tuned:
-    """Choose among TAUS x DISCOUNTS x PRECISIONS by the gain in set nDCG@10 over the start."""
+    """Choose among TAUS x DISCOUNTS x PRECISIONS by the gain in set nDCG@10 over the start.
+
+    Where no step pays, tau decides the losses only, by which versions are judged: it is then the `likeliest`, and no
+    accident of the search.
+    """
     settings = list(product(TAUS, DISCOUNTS, PRECISIONS))
     contest = Contest.of(replay)
     base = contest.figure(contest.start)
@@ -57,7 +63,18 @@ def tune(replay: Replay, factors: Tensor, *, seed: int, progress: Callable[[int,
                 change = contest.of_candidates(step.deviation(*states, replay.num_events), rotated)
                 gains.append(user_means(contest.figure(contest.start + change) - base, replay.users))
                 progress(len(gains), len(settings))
-    return _choose(torch.stack(gains), settings, seed)
+    chosen = _choose(torch.stack(gains), settings, seed)
+    return chosen if chosen.pays else replace(chosen, tau=likeliest(replay))
+
+
+def likeliest(replay: Replay) -> float:
+    """The tau under which softmax(tau * start) gives what happened the most likelihood, every user weighing alike."""
+    losses = []
+    for tau in LIKELY_TAUS:
+        blocks = zip(torch.split(replay.start, _BLOCK), torch.split(replay.targets, _BLOCK), strict=True)
+        own = [torch.log_softmax(tau * start, 1).gather(1, targets[:, None])[:, 0] for start, targets in blocks]
+        losses.append(float(user_means((-torch.cat(own)).clamp(max=LOSS_LIMIT), replay.users).mean()))
+    return LIKELY_TAUS[losses.index(min(losses))]
 
 
 @dataclass(frozen=True)

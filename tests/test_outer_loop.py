@@ -16,7 +16,7 @@ from models.meta_parameters import MetaParameters
 from models.outer_loop import meta_train
 from models.popularity import priors
 from models.ranker import Ranker
-from models.replay import honest_residuals, prediction_moments, replay_start, states_before, tasks_before
+from models.replay import Replay, honest_residuals, prediction_moments, replay_start, states_before, tasks_before
 
 NUM_ITEMS, CLUSTERS, T = 60, 6, 8
 
@@ -165,6 +165,35 @@ def test_the_inner_step_is_on_only_where_users_who_did_not_choose_it_gain() -> N
     assert inner_tuning._choose(better, settings, 0).pays
     assert inner_tuning._choose(better, settings, 0).tau == 2.0
     assert not inner_tuning._choose(noise - 0.002, settings, 0).pays
+
+
+def drawn_at(tau: float) -> Replay:
+    """A replay whose choices were drawn from softmax(tau * start)."""
+    interactions = clustered(25)
+    parameters = trained(interactions)[0]
+    ranker = Ranker(parameters, assemble_items(parameters, texts(), torch.arange(NUM_ITEMS)))
+    everything = torch.ones(len(interactions), dtype=torch.bool)
+    replay = replay_start(ranker, interactions, 0, everything, lambda _done, _total: None)
+    draw = torch.Generator().manual_seed(0)
+    start = 4 * torch.randn(replay.start.shape, generator=draw)
+    targets = torch.multinomial(torch.softmax(tau * start, 1), 1, generator=draw)[:, 0]
+    return dataclasses.replace(replay, start=start, targets=targets)
+
+
+@pytest.mark.parametrize("tau", [0.3, 0.7, 2.0])
+def test_the_likeliest_temperature_is_the_one_that_choices_were_drawn_with(tau: float) -> None:
+    assert inner_tuning.likeliest(drawn_at(tau)) == tau
+
+
+@pytest.mark.parametrize(("pays", "tau"), [(False, 0.7), (True, 2.0)])
+def test_where_no_inner_step_pays_losses_are_told_at_the_likeliest_temperature(
+    pays: bool, tau: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By chance it was 2 where .7 was right: an overconfident version looked worse than the one it should replace."""
+    found = dataclasses.replace(inner_tuning.OFF, tau=2.0, pays=pays)
+    monkeypatch.setattr(inner_tuning, "_choose", lambda *_: found)
+    tuned = inner_tuning.tune(drawn_at(0.7), torch.eye(NUM_ITEMS)[:, :8], seed=0, progress=lambda _done, _total: None)
+    assert tuned == dataclasses.replace(found, tau=tau)
 
 
 def test_states_by_one_scan_are_those_of_the_ranker_event_by_event() -> None:
