@@ -16,16 +16,12 @@ from numpy.typing import NDArray
 from river.drift import ADWIN
 
 STEP = 1 / 127
-LEAST = 5  # values on either side of a change; ADWIN looks for none between fewer
 WIDTH = 3.0  # standard deviations of a residual that fill the range of ADWIN
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """A change in the mean of a series, found `place` events into what was fed, `width` events after it began.
-
-    Means are in standard deviations.
-    """
+    """A change in the mean of a series: after `place` events of what was fed; means in standard deviations."""
 
     place: int
     before: float
@@ -74,28 +70,24 @@ class Detector:
             update(value * STEP)
             if adwin.drift_detected:
                 self._inputs += piece[:taken].tobytes()
-                values = np.frombuffer(bytes(self._inputs), np.int8).astype(np.float64)
-                return taken, means_of_parts(values * (STEP * WIDTH))
+                self._total += int(piece[:taken].sum(dtype=np.int64))
+                return taken, self._means()
         self._inputs += piece.tobytes()
+        self._total += int(piece.sum(dtype=np.int64))
         return len(piece), None
+
+    def _means(self) -> tuple[float, float, int]:
+        width = int(self._adwin.width)
+        after = float(self._adwin.estimation)
+        dropped = max(len(self._inputs) - width, 1)
+        before = (self._total * STEP - after * width) / dropped
+        return before * WIDTH, after * WIDTH, width
 
     def _restart(self, inputs: NDArray[np.int8]) -> None:
         self._adwin = ADWIN(delta=self._delta, clock=16)
-        self._inputs = bytearray(inputs.tobytes())
+        self._inputs, self._total = bytearray(inputs.tobytes()), int(inputs.sum(dtype=np.int64))
         for value in inputs.tolist():
             self._adwin.update(value * STEP)
-
-
-def means_of_parts(values: NDArray[np.float64]) -> tuple[float, float, int]:
-    """Means before and after the cut that tells most, and how many values come after it.
-
-    What ADWIN keeps is no such part: at a change late in a long window it drops the oldest of many alike first.
-    """
-    late = np.arange(LEAST, len(values) - LEAST + 1)
-    newest = np.cumsum(values[::-1])[late - 1]
-    after, before = newest / late, (values.sum() - newest) / (len(values) - late)
-    best = int(np.argmax((after - before) ** 2 / (1 / late + 1 / (len(values) - late))))
-    return float(before[best]), float(after[best]), int(late[best])
 
 
 def rounded(residuals: NDArray[np.float64], spread: float) -> NDArray[np.int8]:
