@@ -13,11 +13,9 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-import psycopg2
 from sqlalchemy import Engine
-from sqlalchemy.exc import DBAPIError
 
-from pipeline.session import StoreUnavailable
+from pipeline.session import Session
 from schemas.errors import ConfigurationError
 
 # Settings that decide what is written; the others say where things are and how fast they go.
@@ -30,6 +28,8 @@ LOCKS = 0x1A9C_0009  # the first half of the locks' keys, the second is the fing
 ONE_AT_A_TIME = "SELECT pg_advisory_xact_lock(%s, 0)"
 HELD = """SELECT objid::bigint FROM pg_locks WHERE locktype = 'advisory' AND classid = %s AND objsubid = 2
     AND objid <> 0 AND granted AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"""
+MINE = """SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND classid = %s AND objid::bigint = %s AND objsubid = 2
+    AND granted AND pid = pg_backend_pid()"""
 HOLD = "SELECT pg_advisory_lock_shared(%s, %s)"
 SAVE = "INSERT INTO innerloop.worker_settings (fingerprint, settings) VALUES (%s, %s) ON CONFLICT DO NOTHING"
 READ = "SELECT settings FROM innerloop.worker_settings WHERE fingerprint = %s"
@@ -59,9 +59,8 @@ class Agreement:
 
     def __init__(self, engine: Engine, settings: Mapping[str, Any]) -> None:
         """Nothing is connected yet."""
-        self._engine, self._settings = engine, dict(settings)
+        self._session, self._settings = Session(engine, prepare=KEEP_ALIVE), dict(settings)
         self._fingerprint = fingerprint(self._settings)
-        self._connection: Any = None
 
     def hold(self) -> None:
         """Hold the lock, again where the connection has been lost.
@@ -71,43 +70,33 @@ class Agreement:
             StoreUnavailable: try again.
 
         """
-        try:
-            if self._connection is None:
-                self._connection = self._engine.raw_connection()
-                self._execute(KEEP_ALIVE)
-                self._take(time.monotonic() + LETTING_GO_SECONDS)
-            else:
-                self._execute("SELECT 1")
-        except (psycopg2.OperationalError, psycopg2.InterfaceError, DBAPIError) as lost:
-            self.close()
-            raise StoreUnavailable(str(lost).strip().split("\n")[0]) from lost
-        except BaseException:
-            self.close()
-            raise
+        until = time.monotonic() + LETTING_GO_SECONDS
+        while not self._taken(last=time.monotonic() >= until):
+            time.sleep(0.2)
 
     def close(self) -> None:
         """Let go."""
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            connection.invalidate()
+        self._session.close()
 
-    def _take(self, until: float) -> None:
-        self._connection.cursor().execute(ONE_AT_A_TIME, (LOCKS,))  # until the COMMIT below
-        others = {number for (number,) in self._rows(HELD, (LOCKS,))} - {self._fingerprint}
-        if others and time.monotonic() < until:
-            self._connection.rollback()
-            time.sleep(0.2)
-            return self._take(until)
-        if others:
-            raise SettingsDiffer(self._difference(others.pop()))
-        cursor = self._connection.cursor()
-        cursor.execute(HOLD, (LOCKS, self._fingerprint))
-        cursor.execute(SAVE, (self._fingerprint, json.dumps(self._settings)))
-        self._connection.commit()
+    def _taken(self, *, last: bool) -> bool:
+        """Take the lock, if this connection does not have it; False where others still hold theirs."""
+        with self._session.transaction() as cursor:
+            cursor.execute(MINE, (LOCKS, self._fingerprint))
+            if cursor.fetchone():
+                return True
+            cursor.execute(ONE_AT_A_TIME, (LOCKS,))  # until the COMMIT
+            cursor.execute(HELD, (LOCKS,))
+            others = {number for (number,) in cursor.fetchall()} - {self._fingerprint}
+            if others and last:
+                cursor.execute(READ, (others.pop(),))
+                found = cursor.fetchone()
+                raise SettingsDiffer(self._difference(found[0] if found else {}))
+            if not others:
+                cursor.execute(HOLD, (LOCKS, self._fingerprint))
+                cursor.execute(SAVE, (self._fingerprint, json.dumps(self._settings)))
+        return not others
 
-    def _difference(self, other: int) -> str:
-        found = self._rows(READ, (other,))
-        theirs = found[0][0] if found else {}
+    def _difference(self, theirs: Mapping[str, Any]) -> str:
         names = [name for name in self._settings if theirs.get(name) != self._settings[name]]
         shown = ", ".join(f"INNERLOOP_{name.upper()}{self._values(name, theirs)}" for name in names)
         return (
@@ -118,13 +107,3 @@ class Agreement:
     def _values(self, name: str, theirs: Mapping[str, Any]) -> str:
         mine, others = (json.dumps(values.get(name)) for values in (self._settings, theirs))
         return "" if max(len(mine), len(others)) > 40 else f": {others} there, {mine} here"
-
-    def _execute(self, statement: str) -> None:
-        self._connection.cursor().execute(statement)
-        self._connection.commit()
-
-    def _rows(self, statement: str, values: tuple[Any, ...]) -> list[tuple[Any, ...]]:
-        cursor = self._connection.cursor()
-        cursor.execute(statement, values)
-        found: list[tuple[Any, ...]] = cursor.fetchall()
-        return found
