@@ -14,13 +14,13 @@ from torch import Tensor
 from models.figures import Interval, interval, surest, user_means
 from models.gate import Gate
 from models.inner_tuning import Contest, Tuned, inner_step
+from models.logit_reading import LOSS_LIMIT
 from models.replay import Moments, Replay, honest_residuals, states_before
 
 DISCOUNTS = (0.8, 0.9, 0.95)
 CREDITS = (0.25, 0.5, 1.0, 2.0)
 DEFAULT = Gate(discount=0.9, credit=1.0)  # closes for one event in fifty on MovieLens-100K, and costs nothing there
 OFF = Gate(discount=0.9, credit=1e6)
-_LOSS_LIMIT = 20.0
 _BLOCK = 1024
 
 
@@ -73,7 +73,7 @@ def _earned(replay: Replay, deviation: Tensor, factors: Tensor, tau: float) -> T
         start = tau * replay.start[now]
         both = torch.stack([start, start + tau * (deviation[now] @ factors.T)])
         own = both.gather(2, replay.targets[now].expand(2, -1)[..., None])[..., 0]
-        losses = (torch.logsumexp(both, 2) - own).clamp(max=_LOSS_LIMIT)
+        losses = (torch.logsumexp(both, 2) - own).clamp(max=LOSS_LIMIT)
         earned.append(losses[0] - losses[1])
     return torch.cat(earned)
 

@@ -14,8 +14,7 @@ from torch import Tensor
 
 from models.figures import Interval, interval, judged_by_halves, query_ranks, set_ndcg, user_means
 from models.inner_loop import InnerStep
-from models.logit_reading import LOSS_LIMIT
-from models.replay import Replay, honest_residuals, prediction_moments, states_before
+from models.replay import Replay, honest_residuals, prediction_moments, start_losses, states_before
 
 TAUS = (1.0, 1.5, 2.0)
 LIKELY_TAUS = (0.3, 0.5, 0.7, *TAUS)
@@ -69,11 +68,7 @@ def tune(replay: Replay, factors: Tensor, *, seed: int, progress: Callable[[int,
 
 def likeliest(replay: Replay) -> float:
     """The tau under which softmax(tau * start) gives what happened the most likelihood, every user weighing alike."""
-    losses = []
-    for tau in LIKELY_TAUS:
-        blocks = zip(torch.split(replay.start, _BLOCK), torch.split(replay.targets, _BLOCK), strict=True)
-        own = [torch.log_softmax(tau * start, 1).gather(1, targets[:, None])[:, 0] for start, targets in blocks]
-        losses.append(float(user_means((-torch.cat(own)).clamp(max=LOSS_LIMIT), replay.users).mean()))
+    losses = [float(user_means(start_losses(replay, tau), replay.users).mean()) for tau in LIKELY_TAUS]
     return LIKELY_TAUS[losses.index(min(losses))]
 
 

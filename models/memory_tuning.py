@@ -14,13 +14,11 @@ from torch import Tensor
 
 from models.figures import Interval, interval, judged_by_halves, query_ranks, set_ndcg, surest, user_means
 from models.memories import TAU, Memories
-from models.replay import Replay, states_before
+from models.replay import Replay, start_losses, states_before
 
 DISCOUNTS = (0.8, 0.9)
 RATES = (2.0, 4.0)
 CAUTIONS = (1.0, 2.0)
-_LOSS_LIMIT = 20.0
-_BLOCK = 1024
 
 
 class Mixed(NamedTuple):
@@ -44,7 +42,7 @@ def mix(replays: Sequence[Replay], decays: Sequence[Tensor], *, best: int, seed:
     A mixture has to win: the paired 95 % interval of its gain must be above zero, else the best one stays alone.
     """
     mine, own = replays[best], _figures(replays[best].start, replays[best])
-    losses = [_losses(replay) for replay in replays]
+    losses = [start_losses(replay, TAU) for replay in replays]
     settings, gains = list[Memories](), list[Tensor]()
     for other in (number for number, others in enumerate(decays) if not torch.equal(others, decays[best])):
         pair, earned = torch.stack([decays[best], decays[other]]), (losses[best] - losses[other])[:, None]
@@ -66,12 +64,3 @@ def _mixed(first: Tensor, other: Tensor, share: Tensor) -> Tensor:
 
 def _figures(start: Tensor, replay: Replay) -> Tensor:
     return user_means(set_ndcg(query_ranks(start, replay.query)), replay.users)
-
-
-def _losses(replay: Replay) -> Tensor:
-    """Capped losses [E] of the start."""
-    own = [
-        torch.log_softmax(TAU * rows, 1).gather(1, targets[:, None])[:, 0]
-        for rows, targets in zip(torch.split(replay.start, _BLOCK), torch.split(replay.targets, _BLOCK), strict=True)
-    ]
-    return (-torch.cat(own)).clamp(max=_LOSS_LIMIT)

@@ -16,6 +16,7 @@ from torch import Tensor
 from models import popularity
 from models.episodes import History, Interactions, earlier, following
 from models.item_tables import initial_counts
+from models.logit_reading import LOSS_LIMIT
 from models.neighbours import Blocks, Neighbours, PairLayout, initial_pairs, stakes_of
 from models.pair_counts import WINDOW, PairTable, learn
 from models.ranker import Ranker, TaskBatch, exclusions
@@ -187,6 +188,13 @@ def tasks_before(ranker: Ranker, interactions: Interactions, history: History, e
         excluded=torch.zeros(num, num_items) if ranker.parameters.recommend_seen else exclusions(had, num_items),
         prior_rows=popularity.bucket_of(position),
     )
+
+
+def start_losses(replay: Replay, tau: float) -> Tensor:
+    """Losses [E] of what happened under softmax(tau * start), capped."""
+    blocks = zip(torch.split(replay.start, _BLOCK), torch.split(replay.targets, _BLOCK), strict=True)
+    own = [torch.log_softmax(tau * start, 1).gather(1, targets[:, None])[:, 0] for start, targets in blocks]
+    return (-torch.cat(own)).clamp(max=LOSS_LIMIT)
 
 
 def prediction_moments(replay: Replay, tau: float) -> Moments:

@@ -62,11 +62,15 @@ def trained(interactions: Interactions, *, seed: int = 0) -> tuple[MetaParameter
     return meta_train(interactions, texts(), item_ids=item_ids(), encoder="test", seed=seed, support_size=20)
 
 
+def whole_replay(ranker: Ranker, interactions: Interactions) -> Replay:
+    everything = torch.ones(len(interactions), dtype=torch.bool)
+    return replay_start(ranker, interactions, 0, everything, lambda _done, _total: None)
+
+
 def figures_of(parameters: MetaParameters, interactions: Interactions) -> tuple[float, float]:
     """Set nDCG@10 of the start and of popularity alone on users that were never fitted."""
     ranker = Ranker(parameters, assemble_items(parameters, texts(), torch.arange(NUM_ITEMS)))
-    everything = torch.ones(len(interactions), dtype=torch.bool)
-    replay = replay_start(ranker, interactions, 0, everything, lambda _done, _total: None)
+    replay = whole_replay(ranker, interactions)
     had = replay.start == -torch.inf
     popular = priors(parameters.counts)[torch.bucketize(replay.num_events, torch.tensor([1, 3, 6, 11, 21]), right=True)]
     popular = popular.masked_fill(had, -torch.inf)
@@ -172,8 +176,7 @@ def drawn_at(tau: float) -> Replay:
     interactions = clustered(25)
     parameters = trained(interactions)[0]
     ranker = Ranker(parameters, assemble_items(parameters, texts(), torch.arange(NUM_ITEMS)))
-    everything = torch.ones(len(interactions), dtype=torch.bool)
-    replay = replay_start(ranker, interactions, 0, everything, lambda _done, _total: None)
+    replay = whole_replay(ranker, interactions)
     draw = torch.Generator().manual_seed(0)
     start = 4 * torch.randn(replay.start.shape, generator=draw)
     targets = torch.multinomial(torch.softmax(tau * start, 1), 1, generator=draw)[:, 0]
@@ -200,8 +203,7 @@ def test_states_by_one_scan_are_those_of_the_ranker_event_by_event() -> None:
     interactions = clustered(25)
     parameters = dataclasses.replace(trained(interactions)[0], use_inner_step=True)
     ranker = Ranker(parameters, assemble_items(parameters, texts(), torch.arange(NUM_ITEMS)))
-    everything = torch.ones(len(interactions), dtype=torch.bool)
-    replay = replay_start(ranker, interactions, 0, everything, lambda _done, _total: None)
+    replay = whole_replay(ranker, interactions)
     factors = ranker.items.vectors[:, -ranker.state_size :]
     residuals = honest_residuals(replay, factors, parameters.tau) - parameters.residual_mean
     states, counts = states_before(replay.users, residuals, parameters.discount)
@@ -220,8 +222,7 @@ def test_moments_in_item_space_serve_any_factors() -> None:
     interactions = clustered(25)
     parameters = trained(interactions)[0]
     ranker = Ranker(parameters, assemble_items(parameters, texts(), torch.arange(NUM_ITEMS)))
-    mask = torch.ones(len(interactions), dtype=torch.bool)
-    replay = replay_start(ranker, interactions, 0, mask, lambda _done, _total: None)
+    replay = whole_replay(ranker, interactions)
     moments = prediction_moments(replay, 1.5)
     factors = torch.randn(NUM_ITEMS, 5, generator=torch.Generator().manual_seed(0))
     prediction = torch.softmax(1.5 * replay.start, 1)
