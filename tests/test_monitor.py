@@ -44,6 +44,7 @@ QUICK = {
     "drift_seconds": 0.05, "drift_days": 0, "drift_labels": 500, "drift_users": 200, "drift_new_labels": 1500,
     "drift_cost": 1.0,
 }  # fmt: skip
+UNRECORDED = "UPDATE innerloop.stream_position SET next_offset = next_offset + 5, applied = applied + 5"
 SAVED = "SELECT name, numbers, md5(inputs) FROM innerloop.drift_state ORDER BY name"
 
 
@@ -321,10 +322,7 @@ def test_applied_events_without_a_record_blind_the_monitor(url: str, database: D
     write(url, losses((1000, 0.2)))
     with watching(url) as monitor:
         read_all(monitor)
-        query_write(
-            database.owner_url,
-            "UPDATE innerloop.stream_position SET next_offset = next_offset + 5, applied = applied + 5",
-        )
+        query_write(database.owner_url, UNRECORDED)
         read_all(monitor)
     assert query(url, "SELECT blind FROM innerloop.drift_monitors") == [("10 applied events have left no record",)]
 
@@ -333,10 +331,7 @@ def test_a_missing_record_is_told_also_while_other_events_come(url: str, databas
     write(url, losses((1000, 0.2)))
     with watching(url) as monitor:
         read_all(monitor)
-        query_write(
-            database.owner_url,
-            "UPDATE innerloop.stream_position SET next_offset = next_offset + 5, applied = applied + 5",
-        )
+        query_write(database.owner_url, UNRECORDED)
         write(url, losses((100, 0.2), seed=1))
         assert monitor.tick() > 0
     assert "have left no record" in query(url, "SELECT blind FROM innerloop.drift_monitors")[0][0]
