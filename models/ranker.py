@@ -161,8 +161,16 @@ class Ranker:
         start = self._start.logits(tasks, priors)
         deviation, use = self._deviation(tasks, priors)
         items, values = best_rows(self._adapted(start, deviation), k)
-        scale, offset = self._calibration.index_select(0, bucket_of(tasks.num_events)).unbind(1)
-        return Top(items, values * scale[:, None] + offset[:, None], use)
+        return Top(items, self.calibrated(values, tasks.num_events), use)
+
+    def calibrated(self, logits: Tensor, num_events: Tensor) -> Tensor:
+        """Logits [U, X] of users with so many events [U] as they are served: `score = sigmoid(calibrated)`."""
+        scale, offset = self.calibration(num_events).unbind(1)
+        return logits * scale[:, None] + offset[:, None]
+
+    def calibration(self, num_events: Tensor) -> Tensor:
+        """Scale and offset [U, 2] for users with so many events [U]."""
+        return self._calibration.index_select(0, bucket_of(num_events))
 
     def parts(self, tasks: TaskBatch, priors: Tensor) -> Tensor:
         """What popularity and each part give alone, all neighbours added, nothing excluded: [U, 1 + P, N].

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
-from models.ranker import Ranker
+from models.ranker import Ranker, TaskBatch
 from pipeline.batching import (
     APPLIED,
     CONFLICTING,
@@ -88,13 +89,14 @@ class Adaptation:
         self.version, self.ranker, self.catalogue = version, ranker, catalogue
         self._state_maps = state_maps or {}
         setting = self._recommend_seen_setting
+        self.recommend_seen = ranker.parameters.recommend_seen if setting is None else setting
         self.table.widen(ranker.state_size, ranker.track_size)
         tasks = TaskBatches(
             self.table,
             ranker,
             catalogue,
             type_weights=self._types.weight,
-            recommend_seen=ranker.parameters.recommend_seen if setting is None else setting,
+            recommend_seen=self.recommend_seen,
         )
         self._served = ServedItems(self.statistics, version, ranker, catalogue)
         self._rounds = InnerRounds(self.table, ranker, catalogue, tasks=tasks, served=self._served, top_n=self._top_n)
@@ -142,6 +144,11 @@ class Adaptation:
     def popular(self, partition: int) -> Lists:
         """The list of a user without events, from a partition's current counts; empty while the catalogue is."""
         return self._rounds.popular(partition)
+
+    def task(self, user_id: str) -> tuple[TaskBatch, Tensor]:
+        """A user who has a slot as the ranker takes it now, in the first row, and the priors [R, N] that it reads."""
+        slot = int(self.table.slots([user_id])[0])
+        return self._rounds.task(slot, int(self.table.partition[slot]))
 
     def _settle_fates(self, batch: MicroBatch, slots: Ints) -> Ints:
         fate = fates(batch, slots, self.table)

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import psycopg2.extensions
 from psycopg2.extras import execute_values
 
 from pipeline.batching import Advance, DeadLetter
@@ -38,10 +39,15 @@ def read_items(store: Store) -> tuple[int, list[ListedItem]]:
     """The newest snapshot's number and every item."""
     with store.transaction() as cursor:
         cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
-        cursor.execute(NEWEST_SNAPSHOT)
-        (snapshot,) = cursor.fetchone() or (0,)
-        cursor.execute(ALL_ITEMS)
-        return snapshot, [ListedItem(*row) for row in cursor.fetchall()]
+        return select_items(cursor)
+
+
+def select_items(cursor: psycopg2.extensions.cursor) -> tuple[int, list[ListedItem]]:
+    """The same, in a transaction that sees one moment (REPEATABLE READ)."""
+    cursor.execute(NEWEST_SNAPSHOT)
+    (snapshot,) = cursor.fetchone() or (0,)
+    cursor.execute(ALL_ITEMS)
+    return snapshot, [ListedItem(*row) for row in cursor.fetchall()]
 
 
 def number_items(store: Store, item_ids: Sequence[str]) -> dict[str, int]:

@@ -16,6 +16,7 @@ from pipeline import (
     cli_backtest,
     cli_dataset,
     cli_drift,
+    cli_explain,
     cli_feed,
     cli_forget,
     cli_models,
@@ -66,6 +67,7 @@ cli_feed.register(app)
 cli_dataset.register(app)
 cli_backtest.register(app)
 cli_read.register(app)
+cli_explain.register(app)
 cli_forget.register(app)
 cli_drift.register(app)
 cli_models.register(app)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from models.candidates import Candidates
 from models.popularity import NUM_BUCKETS, bucket_of
-from models.ranker import Ranker, Top
+from models.ranker import Ranker, TaskBatch, Top
 from pipeline.catalogue import Catalogue
 from pipeline.event_columns import EventColumns
 from pipeline.known import Known
@@ -80,6 +80,15 @@ class InnerRounds:
             tops.append(top.of(len(now)))
             self._table.adapter_use[slots[now]] = top.use[: len(now)].cpu().numpy()
         return self._as_lists(tops)
+
+    def task(self, slot: int, partition: int) -> tuple[TaskBatch, Tensor]:
+        """One user as of now, in the first row, and the priors that it reads."""
+        slots = np.array([slot])
+        num_events = self._table.num_events[slots]
+        priors, pair_row = self._served.current(partition)
+        reading = Reading(num_events, bucket_of(torch.from_numpy(num_events)).numpy(), np.array([pair_row]))
+        known = Known.of(self._table, slots)
+        return self._tasks.of(slots, known, reading, self._served.pair_tables), priors
 
     def popular(self, partition: int) -> Lists:
         """The list of a user without events, from a partition's current counts; empty while the catalogue is."""

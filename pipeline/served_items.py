@@ -129,6 +129,11 @@ class ServedItems:
             side.priors = torch.cat(blocks)
         return side
 
+    def current(self, partition: int) -> tuple[Tensor, int]:
+        """Priors [B, N] and the first row of the block of pairs, as a partition's epoch has them."""
+        pairs = self._statistics[partition].pairs
+        return self.prior(partition), self._pairs.first_row(partition, pairs) if self._pairs and pairs else 0
+
     def prior(self, partition: int) -> Tensor:
         """Priors [B, N] of a partition's current epoch."""
         if not len(self._row_nos):

@@ -15,25 +15,18 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import structlog
-import torch
 from sqlalchemy.exc import OperationalError
 
-from models.encoder import resolve_encoder
-from models.meta_parameters import MetaParameters
-from pipeline import arithmetic, registry
+from pipeline import arithmetic
 from pipeline.adaptation import Adaptation, Types
 from pipeline.agreement import Agreement, deciding
-from pipeline.artefacts import Artefacts
-from pipeline.embeddings import cached_embeddings
 from pipeline.failpoints import arm
 from pipeline.heartbeat import Heartbeat
 from pipeline.logs import quieten_logs
 from pipeline.loop import Loop
-from pipeline.loop_versions import Sources
 from pipeline.rate_limit import RateLimit
 from pipeline.session import SESSION, Fenced, StoreUnavailable
 from pipeline.settings import Settings
@@ -42,6 +35,7 @@ from pipeline.support import UserTable
 from pipeline.topics import check_access, check_topics
 from pipeline.worker_erasures import AWAY, Granting
 from pipeline.worker_intake import Intake
+from pipeline.worker_sources import version_sources
 from schemas.database import check_role, check_schema, connect_engine
 from schemas.errors import ConfigurationError
 from schemas.events import parse_interaction
@@ -230,29 +224,9 @@ def build_loop(settings: Settings, engine: Engine) -> Loop:
     return Loop(
         Store(engine, id_horizon=settings.dedup_events, seen_horizon=settings.seen_items),
         Adaptation(table, types, top_n=settings.top_n, recommend_seen=settings.recommend_seen),
-        _sources(settings, engine),
+        version_sources(settings, engine),
         topics=(settings.topic_interactions, settings.topic_items),
         parse=lambda key, value, at: parse_interaction(key, value, at, mapping=mapping),
         dead_letter_limit=(settings.dead_letter_limit, settings.dead_letter_window),
         accept_data_gap=settings.accept_data_gap,
     )
-
-
-def _sources(settings: Settings, engine: Engine) -> Sources:
-    artefacts = Artefacts(settings.artefacts_place())
-    return Sources(
-        partial(registry.load, engine, artefacts), _embeddings(settings), partial(registry.load_state_maps, engine)
-    )
-
-
-def _embeddings(settings: Settings) -> Callable[[Any, MetaParameters], torch.Tensor]:
-    encoders: list[Any] = []
-
-    def embed(texts: Any, parameters: MetaParameters) -> torch.Tensor:
-        if not encoders:
-            encoders.append(resolve_encoder(settings.encoder, device=settings.device))
-        encoder = encoders[0]
-        registry.require_encoder(parameters, encoder.name)
-        return cached_embeddings(encoder, texts, settings.home / "cache").to(settings.device)
-
-    return embed

@@ -1,0 +1,41 @@
+"""Where a worker, or who explains what one wrote, finds a version: its artefact, its texts' embeddings, its maps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from models.encoder import resolve_encoder
+from models.meta_parameters import MetaParameters
+from pipeline import registry
+from pipeline.artefacts import Artefacts
+from pipeline.embeddings import cached_embeddings
+from pipeline.loop_versions import Sources
+from pipeline.settings import Settings
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
+
+
+def version_sources(settings: Settings, engine: Engine) -> Sources:
+    """Parameters, text embeddings and state maps of registered versions, as the settings say where to find them."""
+    artefacts = Artefacts(settings.artefacts_place())
+    return Sources(
+        partial(registry.load, engine, artefacts), _embeddings(settings), partial(registry.load_state_maps, engine)
+    )
+
+
+def _embeddings(settings: Settings) -> Callable[[Any, MetaParameters], torch.Tensor]:
+    encoders: list[Any] = []
+
+    def embed(texts: Any, parameters: MetaParameters) -> torch.Tensor:
+        if not encoders:
+            encoders.append(resolve_encoder(settings.encoder, device=settings.device))
+        encoder = encoders[0]
+        registry.require_encoder(parameters, encoder.name)
+        return cached_embeddings(encoder, texts, settings.home / "cache").to(settings.device)
+
+    return embed
