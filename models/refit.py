@@ -12,8 +12,8 @@ from torch import Tensor
 from models.episodes import Interactions
 from models.item_tables import assemble_items
 from models.meta_parameters import MetaParameters
-from models.ranker import LOSS_LIMIT, Ranker
-from models.replay import Replay, replay_start
+from models.ranker import Ranker
+from models.replay import replay_start, start_losses
 from models.table_fitting import Choices, Window, fit, popularity_moments
 
 MOST_JUDGED = 1500  # events, at random
@@ -79,9 +79,6 @@ def _losses(
     trained = {item_id: row for row, item_id in enumerate(parameters.item_ids)}
     index = torch.tensor([trained.get(item_id, -1) for item_id in window.item_ids])
     ranker = Ranker(parameters, assemble_items(parameters, window.text_embeddings, index))
-    return _capped(replay_start(ranker, interactions, first, judged, lambda _done, _total: None), parameters.tau)
-
-
-def _capped(replay: Replay, tau: float) -> Tensor:
-    own = torch.log_softmax(tau * replay.start, 1).gather(1, replay.targets[:, None])[:, 0]
-    return torch.where(torch.isfinite(own), (-own).clamp(max=LOSS_LIMIT), torch.inf)
+    replay = replay_start(ranker, interactions, first, judged, lambda _done, _total: None)
+    listed = torch.isfinite(replay.start.gather(1, replay.targets[:, None])[:, 0])
+    return start_losses(replay, parameters.tau).where(listed, torch.inf)

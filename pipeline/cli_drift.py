@@ -48,6 +48,8 @@ def status(json: AsJson = False) -> None:
         print(f"frozen   {found.frozen or 'no'}")
         if found.inputs:
             print(f"users    {drift_reading.mix_in_words(found.inputs)}")
+        if not found.alive:
+            say("innerloop: nobody watches the stream: run `innerloop monitor`")
     if not found.alive or found.blind:
         raise typer.Exit(1)
 

@@ -7,22 +7,23 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import psycopg2
 from sqlalchemy import Engine
-from sqlalchemy.exc import DBAPIError
 
 from pipeline.drift import Alarm, Observations
 from pipeline.drift_decision import Decision
+from pipeline.session import Session
 from schemas.event_types import NAMES
 
 MOST_ROWS = 500  # micro-batches of a partition that are read at once
 
+# All that one tick reads is of one moment: positions, record and counters agree.
+ONE_SNAPSHOT = "SET SESSION CHARACTERISTICS AS TRANSACTION ISOLATION LEVEL REPEATABLE READ"
 TRY_LOCK = "SELECT pg_try_advisory_lock(%s)"
 LIVE = "SELECT version FROM innerloop.meta_versions WHERE status = 'live'"
 # A partition that was never read: what it has applied less what its rows say is what was trimmed before.
@@ -85,10 +86,6 @@ LETTERS = """SELECT sum(dead_lettered)::float8, sum(next_offset - first_offset):
 TRIM = "SELECT innerloop.trim_prequential(%s, now() - make_interval(secs => 3600 * %s), %s)"
 
 
-class MonitorUnavailable(Exception):
-    """The database is away or the lock was lost with its connection: load the state again, and go on."""
-
-
 @dataclass(frozen=True)
 class Piece:
     """One row of the record, with its E labels that have a loss as columns.
@@ -117,11 +114,10 @@ class Piece:
 
 
 class DriftStore:
-    """One connection, which holds the topic's lock while it lives."""
+    """One connection, which holds the topic's lock while it lives: after StoreUnavailable the state is loaded again."""
 
     def __init__(self, engine: Engine, topic: str) -> None:
-        self._engine, self.topic = engine, topic
-        self._connection: Any = None
+        self._session, self.topic = Session(engine, prepare=ONE_SNAPSHOT), topic
         self._key = int.from_bytes(
             hashlib.blake2b(f"drift:{topic}".encode(), digest_size=8).digest(), "big", signed=True
         )
@@ -135,28 +131,13 @@ class DriftStore:
             self.close()
         return held
 
-    @contextmanager
-    def transaction(self) -> Iterator[Any]:
-        """One transaction on one snapshot. Raises MonitorUnavailable where the database is away."""
-        try:
-            if self._connection is None:
-                self._connection = self._engine.raw_connection()
-                self._connection.driver_connection.set_session(isolation_level="REPEATABLE READ")
-            with self._connection.cursor() as cursor:
-                yield cursor
-            self._connection.commit()
-        except (psycopg2.OperationalError, psycopg2.InterfaceError, DBAPIError) as error:
-            self.close()
-            raise MonitorUnavailable(str(getattr(error, "orig", None) or error).strip().split("\n")[0]) from error
-        except BaseException:
-            self.close()
-            raise
+    def transaction(self) -> AbstractContextManager[Any]:
+        """One transaction on one snapshot. Raises StoreUnavailable."""
+        return self._session.transaction()
 
     def close(self) -> None:
         """Drop the connection, and with it the lock and any open transaction."""
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            connection.invalidate()
+        self._session.close()
 
     def read(self, cursor: Any) -> list[Piece]:
         """Take the next rows of every partition, in the order of their recording, and move the positions past them."""

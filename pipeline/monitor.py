@@ -24,11 +24,12 @@ from pipeline import topics
 from pipeline.drift import Alarm, DriftMonitor, Sensitivity
 from pipeline.drift_decision import Thresholds
 from pipeline.drift_inputs import InputMix
-from pipeline.drift_store import MOST_ROWS, DriftStore, MonitorUnavailable, Piece
+from pipeline.drift_store import MOST_ROWS, DriftStore, Piece
 from pipeline.failpoints import arm, reach
 from pipeline.logs import quieten_logs
 from pipeline.monitor_case import Cases, Seen
 from pipeline.monitor_sight import STILL_SECONDS, Sight
+from pipeline.session import StoreUnavailable
 from pipeline.settings import Settings
 from schemas.database import check_role, check_schema, connect_engine
 
@@ -77,7 +78,7 @@ class Monitor:
                     continue
                 said = False
                 self._watch()
-            except (MonitorUnavailable, OperationalError) as away:
+            except (StoreUnavailable, OperationalError) as away:
                 log.warning("waiting", reason=str(away).split("\n")[0])
                 self._stop.wait(1.0)
         self._store.close()

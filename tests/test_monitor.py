@@ -447,7 +447,8 @@ def command(url: str, *words: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_commands_say_what_was_decided_and_draw_it(url: str, database: Database, tmp_path: Any) -> None:
-    assert command(database.reader_url, "status").returncode == 1, "nobody watches yet"
+    unwatched = command(database.reader_url, "status")
+    assert (unwatched.returncode, "run `innerloop monitor`" in unwatched.stderr) == (1, True)
     write(url, losses((4000, 0.2), (3000, 0.5)))
     with watching(url, gain=0.3) as monitor:
         read_all(monitor)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from contextlib import closing
 from typing import Any
@@ -10,18 +11,22 @@ import psycopg2
 import pytest
 import torch
 
+from pipeline.monitor import Monitor
 from pipeline.session import StoreUnavailable
+from pipeline.settings import Settings
 from tests.conftest import Database
 from tests.test_loop import LAW, RECORD, STATE, assign, feed, fill, forget_all, log, make_loop, query, sizes
 
 DAY_SECONDS = 86_400.0
+APPLIED = "SELECT sum(applied) FROM innerloop.stream_position"
 FAILS_TWICE = """CREATE SEQUENCE public.failures; GRANT USAGE ON SEQUENCE public.failures TO PUBLIC;
     CREATE FUNCTION public.fail() RETURNS trigger LANGUAGE plpgsql AS $$
     BEGIN
         IF nextval('public.failures') <= 2 THEN RAISE EXCEPTION 'made to fail' USING ERRCODE = '{code}'; END IF;
         RETURN NULL;
     END $$;
-    CREATE TRIGGER fails BEFORE UPDATE ON innerloop.stream_position FOR EACH STATEMENT EXECUTE FUNCTION public.fail()"""
+    CREATE TRIGGER fails BEFORE {what} FOR EACH STATEMENT EXECUTE FUNCTION public.fail()"""
+WRITES = "UPDATE ON innerloop.stream_position"
 
 
 @pytest.fixture
@@ -60,10 +65,24 @@ def test_a_failure_that_passes_is_waited_out_and_makes_no_dead_letter(code: str,
     expected = undisturbed(url, database)
     loop = make_loop(url)
     assign(loop)
-    execute(database.superuser_url, FAILS_TWICE.format(code=code))
+    execute(database.superuser_url, FAILS_TWICE.format(code=code, what=WRITES))
     feed(loop, log(300), sizes(1, 90))
     assert query(database.superuser_url, "SELECT last_value > 2 FROM public.failures") == [(True,)]
     assert rows(database) == expected
+
+
+def test_a_monitor_waits_for_a_server_that_is_read_only_after_a_failover(
+    url: str, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop = make_loop(url)
+    assign(loop)
+    feed(loop, log(300), sizes(1, 90))
+    execute(database.superuser_url, FAILS_TWICE.format(code="25006", what="INSERT ON innerloop.drift_monitors"))
+    monitor = Monitor(Settings.load(database_url=url, broker="127.0.0.1:1"), stop := threading.Event())
+    monkeypatch.setattr(monitor, "_look_out", lambda _read: stop.set())  # after its first turn
+    assert monitor.run() == 0
+    assert query(database.superuser_url, "SELECT last_value > 2 FROM public.failures") == [(True,)]
+    assert query(url, "SELECT sum(applied) FROM innerloop.drift_positions") == query(url, APPLIED)
 
 
 @pytest.mark.parametrize("held", ["a row", "the table"])
