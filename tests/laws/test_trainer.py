@@ -6,6 +6,7 @@ import random
 import signal
 import time
 from contextlib import closing
+from datetime import timedelta
 from typing import Any
 
 import psycopg2
@@ -15,6 +16,7 @@ from sqlalchemy import text
 from pipeline import drift_reading, promotion, registry, versions
 from pipeline.artefacts import Artefacts
 from pipeline.promotion import Watched
+from pipeline.requests import LEASE_SECONDS
 from pipeline.synthetic import item_id
 from pipeline.versions import Change
 from schemas.database import connect_engine
@@ -224,6 +226,35 @@ def test_a_version_that_does_worse_is_taken_back_by_the_monitor_while_events_flo
         on.engine.dispose()
     assert (found.status, found.changed_by) == ("rejected", "monitor")
     assert found.reason.startswith("worse than expected"), found.reason
+
+
+HELD = "SELECT leased_by, leased_until, clock_timestamp() FROM innerloop.retrain_requests"
+
+
+@pytest.mark.long
+def test_a_trainer_killed_amid_its_job_has_a_successor_within_a_minute(deployment: Deployment) -> None:
+    """By the defaults: a lease of 30 s has to run out. All times are the database's."""
+    ask(deployment)
+    half_written = "SELECT count(*) FROM innerloop.artefact_writes"
+    with trainer(deployment, "killed", failpoints="mid_artifact_write=sleep:600000") as killed:
+        wait_until(lambda: query(deployment.database.owner_url, half_written) == [(1,)], killed)
+        with trainer(deployment, "successor") as successor:
+            successor.wait_until_ready()
+            ((owner, _, killed_at),) = query(deployment.database.reader_url, HELD)
+            killed.signal(signal.SIGKILL)
+            assert killed.wait() == -signal.SIGKILL
+            ((_, free_at, _),) = query(deployment.database.reader_url, HELD)
+            wait_until(lambda: query(deployment.database.reader_url, HELD)[0][0] != owner, successor)
+            ((owner, until, _),) = query(deployment.database.reader_url, HELD)
+            taken_at = until - timedelta(seconds=LEASE_SECONDS)
+            print(f"taken over {(taken_at - killed_at).total_seconds():.1f} s after the kill")
+            assert owner.endswith(f"-{successor.process_id}")
+            assert free_at <= taken_at <= killed_at + timedelta(seconds=60)
+            wait_until(lambda: query(deployment.database.reader_url, REQUESTS)[0][1] == "done", successor)
+            successor.signal(signal.SIGTERM)
+            assert successor.wait() == 0, successor.log
+    assert query(deployment.database.reader_url, REQUESTS)[0][3] == 2, "attempts"
+    assert_one_version_each_and_no_orphan(deployment, 1)
 
 
 @pytest.mark.long
