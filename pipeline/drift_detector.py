@@ -16,12 +16,16 @@ from numpy.typing import NDArray
 from river.drift import ADWIN
 
 STEP = 1 / 127
+LEAST = 5  # values on either side of a change: ADWIN compares no fewer
 WIDTH = 3.0  # standard deviations of a residual that fill the range of ADWIN
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """A change in the mean of a series: after `place` events of what was fed; means in standard deviations."""
+    """A change in the mean of a series, found `place` events into what was fed, `width` events after it began.
+
+    Means are in standard deviations.
+    """
 
     place: int
     before: float
@@ -30,11 +34,11 @@ class Change:
 
     @property
     def worse(self) -> bool:
-        """True when the series has risen, and does not lie below what was expected by two standard errors.
+        """True when the series has risen, and lies above what was expected by two standard errors.
 
         While losses fall, what is expected follows late, and residuals rise again towards zero: that is no drift.
         """
-        return self.after > max(self.before, -2.0 / math.sqrt(self.width))
+        return self.after > max(self.before, 2.0 / math.sqrt(self.width))
 
 
 class Detector:
@@ -70,24 +74,30 @@ class Detector:
             update(value * STEP)
             if adwin.drift_detected:
                 self._inputs += piece[:taken].tobytes()
-                self._total += int(piece[:taken].sum(dtype=np.int64))
-                return taken, self._means()
+                known = np.frombuffer(bytes(self._inputs), np.int8).astype(np.float64) * (STEP * WIDTH)
+                return taken, around_change(known, int(adwin.width))
         self._inputs += piece.tobytes()
-        self._total += int(piece.sum(dtype=np.int64))
         return len(piece), None
-
-    def _means(self) -> tuple[float, float, int]:
-        width = int(self._adwin.width)
-        after = float(self._adwin.estimation)
-        dropped = max(len(self._inputs) - width, 1)
-        before = (self._total * STEP - after * width) / dropped
-        return before * WIDTH, after * WIDTH, width
 
     def _restart(self, inputs: NDArray[np.int8]) -> None:
         self._adwin = ADWIN(delta=self._delta, clock=16)
-        self._inputs, self._total = bytearray(inputs.tobytes()), int(inputs.sum(dtype=np.int64))
+        self._inputs = bytearray(inputs.tobytes())
         for value in inputs.tolist():
             self._adwin.update(value * STEP)
+
+
+def around_change(values: NDArray[np.float64], kept: int) -> tuple[float, float, int]:
+    """Means before and after a change, and how many values came after it, where ADWIN has kept so many of the newest.
+
+    What it dropped is old, what it kept need not be new: late in a long window the oldest of many alike go first. The
+    change lies where, of all that was kept, the means of old and new differ most for their standard error.
+    """
+    new = np.arange(LEAST, min(kept, len(values) - LEAST) + 1)
+    sums = np.cumsum(values[::-1])[new - 1]
+    old, after = len(values) - new, sums / new
+    before = (values.sum() - sums) / old
+    most = int(np.argmax((after - before) ** 2 / (1 / new + 1 / old)))
+    return float(before[most]), float(after[most]), int(new[most])
 
 
 def rounded(residuals: NDArray[np.float64], spread: float) -> NDArray[np.int8]:

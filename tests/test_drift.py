@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from pipeline.drift import BLOCK, DriftMonitor, Observations, Sensitivity
-from pipeline.drift_detector import Change, Detector, rounded
+from pipeline.drift_detector import Change, Detector, around_change, rounded
 from pipeline.drift_expectation import LEARN_IN, Expectation
 from pipeline.drift_inputs import InputMix
 from tests.benchmarks.drift_detection import MISSED, measured, monitor, trials
@@ -225,10 +225,24 @@ def test_labels_per_day_are_told_by_one_clock_however_the_record_is_cut_and_spre
 
 @pytest.mark.parametrize(
     ("before", "after", "width", "worse"),
-    [(0.0, 0.1, 400, True), (0.1, 0.0, 400, False), (-0.02, 0.0, 8400, True), (-0.18, -0.12, 4100, False)],
+    [
+        (0.0, 0.15, 400, True),
+        (0.1, 0.0, 400, False),
+        (0.3, 0.2, 400, False),
+        (-0.18, -0.12, 4100, False),
+        (-0.06, 0.02, 4100, False),
+        (-0.06, 0.04, 4100, True),
+    ],
 )
 def test_a_rise_towards_what_was_expected_is_no_change_for_the_worse(
     before: float, after: float, width: int, worse: bool
 ) -> None:
-    # The last: losses of a young version that had fallen faster than the expectation, and rest (false alarms once).
+    # The fourth: losses of a young version that had fallen faster than the expectation, and rest (false alarms once).
     assert Change(0, before, after, width).worse is worse
+
+
+def test_a_change_lies_where_old_and_new_differ_most_of_what_was_kept() -> None:
+    steady, rise = np.zeros(20_000), np.full(229, 0.33)
+    assert around_change(np.r_[steady, rise], 15_568) == pytest.approx((0.0, 0.33, 229), abs=1e-9)
+    by_chance = np.full(9, 2.2)  # the nine oldest: an improvement, were they compared with all the others
+    assert around_change(np.r_[by_chance, steady[:4000], rise], 3500) == pytest.approx((0.005, 0.33, 229), abs=1e-4)
