@@ -14,6 +14,7 @@ import typer
 
 from pipeline import (
     cli_backtest,
+    cli_bench,
     cli_dataset,
     cli_drift,
     cli_explain,
@@ -66,6 +67,7 @@ cli_train.register(app)
 cli_feed.register(app)
 cli_dataset.register(app)
 cli_backtest.register(app)
+cli_bench.register(app)
 cli_read.register(app)
 cli_explain.register(app)
 cli_forget.register(app)
