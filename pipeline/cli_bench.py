@@ -77,7 +77,7 @@ def bench(
         emit_json({"version": version, "items": len(embeddings), "capacity": capacities, "recommend_ms": reads})
         return
     print(f"version {version}, {len(embeddings):,} items, lists of {settings.top_n}, {settings.device}")
-    rows = [(one.batch_events, round(one.cpu_us, 1), f"{one.events_per_second:,.0f}") for one in found]
+    rows = [(one.batch_events, round(one.cpu_us), round(one.events_per_second)) for one in found]
     print(columns(("events in a micro-batch", "CPU, µs an event", "events/s of a core"), rows))
     megabytes = worker.table.bytes_per_user * settings.cache_users / 1e6
     print(f"memory of INNERLOOP_CACHE_USERS={settings.cache_users:,}: {megabytes:,.0f} MB")
