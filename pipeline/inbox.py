@@ -44,13 +44,13 @@ class Inbox:
             self._num_records += fetch.num_records
             self._changed.notify_all()
 
-    async def take(self) -> list[Chunk]:
-        """Wait for chunks; what was taken before is left out.
+    async def take(self, *, wait: bool = True) -> list[Chunk]:
+        """Chunks that are there or, with `wait`, will come; what was taken before is left out.
 
         A chunk that begins behind a gap sets `has_gap` and closes the inbox: the consumer is to be sought again.
         """
         async with self._changed:
-            await self._changed.wait_for(lambda: bool(self._waiting))
+            await self._changed.wait_for(lambda: bool(self._waiting) or not wait)
             chunks: list[Chunk] = []
             num_taken = 0
             while self._waiting and num_taken < self._max_records:

@@ -7,24 +7,28 @@ what is left are conditions that end the process, because a restart from the pos
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
 import structlog
 
 from pipeline.adaptation import Adaptation
-from pipeline.batching import Advance, MicroBatch, Parse, Walk, micro_batch, walk
+from pipeline.batching import Parse, Walk, micro_batch, walk
 from pipeline.bisection import by_halves
-from pipeline.catalogue_store import number_items, read_items, write_items
+from pipeline.catalogue_store import read_items, write_items
 from pipeline.chunks import Chunk
 from pipeline.flood_gate import FloodGate
+from pipeline.forgotten import UserErased
+from pipeline.loop_admission import admit, number
 from pipeline.loop_measures import Measures
 from pipeline.loop_patience import Patience
+from pipeline.loop_progress import Place, Progress
+from pipeline.loop_take_over import resume
 from pipeline.loop_versions import Sources, Versions
-from pipeline.session import Fenced
+from pipeline.session import Fenced, RowRefused, StoreUnavailable
 from pipeline.store import Store
-from schemas.errors import ConfigurationError
 from schemas.events import CatalogueItem, Interaction, Rejected, Withdrawal, parse_item
 
 log = structlog.get_logger()
@@ -32,14 +36,6 @@ log = structlog.get_logger()
 TAKE_OVER_ATTEMPTS = 5
 WAITING_RECORDS = 100_000  # interactions held back at most while the catalogue is read
 FOLLOW_SECONDS = 0.25  # how often versions and snapshots are looked for
-
-
-class DataGap(ConfigurationError):
-    """Events were deleted before they were read: set INNERLOOP_ACCEPT_DATA_GAP=true once to go on without them."""
-
-
-class TopicRecreated(ConfigurationError):
-    """The position lies beyond the topic's end: it was made anew. Migrate into a new database, or restore the topic."""
 
 
 class Loop:
@@ -59,14 +55,14 @@ class Loop:
         self.store = store
         self.versions = Versions(adaptation, sources, self._refused)
         self.interactions, self.items = topics
-        self.positions: dict[tuple[str, int], int] = {}
+        self.progress = Progress(store, lambda *found: self.measures.add(*found))
         self.measures = Measures()
         self._parse = parse
         self._flood_gate = FloodGate(*dead_letter_limit)
         self._accept_data_gap = accept_data_gap
         self._followed_at = 0.0
         self._catalogue_ends: dict[tuple[str, int], int] = {}
-        self._intended: dict[tuple[str, int], int] = {}
+        self._open: list[Sequence[Chunk]] = []  # what would have to be done again, should it not become durable
         self.patiently = Patience()
 
     @property
@@ -96,6 +92,7 @@ class Loop:
             DataGap, TopicRecreated: the broker's log does not continue the position.
 
         """
+        self._finish()
         for attempt in range(TAKE_OVER_ATTEMPTS):
             try:
                 return self._take_over(bounds)
@@ -108,45 +105,92 @@ class Loop:
         for topic in (self.interactions, self.items):
             mine = {partition: bounds[topic, partition] for name, partition in bounds if name == topic}
             found = self.patiently(partial(self.store.positions, topic, mine))
-            for partition, (beginning, end) in mine.items():
-                position = self._position(topic, partition, found.get(partition), (beginning, end))
-                if self.positions.get((topic, partition)) != position:
-                    self._forget(topic, partition)
-                self.positions[topic, partition] = position
-        for key in self.positions.keys() - bounds.keys():
+            for partition in mine:
+                place = (topic, partition)
+                begin = partial(resume, self.store, place, found.get(partition), bounds[place])
+                position = self.patiently(partial(begin, accept_gap=self._accept_data_gap))
+                if self.progress.positions.get(place) != position:
+                    self._forget(*place)
+                self.progress.start(place, position)
+        for key in self.progress.positions.keys() - bounds.keys():
             self._forget(*key)
-            del self.positions[key]
+            self.progress.drop(key)
         self._catalogue_ends = {key: end for key, (_, end) in bounds.items() if key[0] == self.items}
         self.follow(force=True, wait=True)  # nothing older than what the previous owner had in use
         self._activate()
-        return dict(self.positions)
+        return dict(self.progress.positions)
 
     def ready(self, chunks: list[Chunk]) -> tuple[list[Chunk], list[Chunk]]:
         """Chunks to advance by now, and those that wait: interactions, while the catalogue is behind what was assigned.
 
         A new deployment thus reads its catalogue before its first event; the wait ends at WAITING_RECORDS.
         """
-        behind = any(self.positions.get(key, end) < end for key, end in self._catalogue_ends.items())
+        behind = any(self.progress.positions.get(key, end) < end for key, end in self._catalogue_ends.items())
         if not behind or sum(len(chunk.records) for chunk in chunks) > WAITING_RECORDS:
             return chunks, []
         return ([chunk for chunk in chunks if chunk.topic == self.items],
                 [chunk for chunk in chunks if chunk.topic != self.items])  # fmt: skip
 
-    def advance(self, chunks: Sequence[Chunk]) -> dict[tuple[str, int], int]:
+    def advance(self, chunks: Sequence[Chunk]) -> dict[Place, int]:
         """Bring chunks into the database; gives the positions that are durable now. Catalogue changes go first."""
-        moved: dict[tuple[str, int], int] = {}
-        for topic, step in ((self.items, self._advance_items), (self.interactions, self._advance_interactions)):
-            mine = [chunk for chunk in chunks if chunk.topic == topic]
-            if mine:
-                self.patiently(partial(step, mine), again=partial(self._reread, topic))
-                moved |= {key: self.positions[key] for key in {(chunk.topic, chunk.partition) for chunk in mine}}
-        return moved
+        return self.begin(chunks) | self.settle()
+
+    def begin(self, chunks: Sequence[Chunk]) -> dict[Place, int]:
+        """Compute chunks and begin to commit them, once those begun before are durable; gives positions that are.
+
+        Catalogue changes go first, and are durable when this returns.
+        """
+        changes = [chunk for chunk in chunks if chunk.topic == self.items]
+        if changes:
+            self._finish()
+            self.patiently(partial(self._advance_items, changes), again=partial(self._reread, self.items))
+        events = [chunk for chunk in chunks if chunk.topic == self.interactions]
+        if events:
+            self._open.append(events)
+            self.patiently(self._begin_open, again=partial(self._reread, self.interactions))
+            self._open = self._open[-1:]
+        return self.progress.news()
+
+    def settle(self) -> dict[Place, int]:
+        """Wait until everything that was begun is durable; gives the positions that are since the last call."""
+        self._finish()
+        return self.progress.news()
+
+    def _finish(self) -> None:
+        """Nothing else may be read or written while a batch is on its way: it may have to be done again."""
+        if self._open:
+            self.patiently(self._finish_open, again=partial(self._reread, self.interactions))
+            self._open = []
+
+    def _finish_open(self) -> None:
+        self._begin_open()  # what has been begun is past already, unless it failed
+        try:
+            self.progress.settle()
+        except RowRefused:
+            self._find_refused()
+
+    def _begin_open(self) -> None:
+        try:
+            for chunks in self._open:
+                self._begin(chunks, self._parse)
+        except RowRefused:
+            self._find_refused()
+
+    def _find_refused(self) -> None:
+        self._reread(self.interactions)
+        for chunks in self._open:
+            self._by_halves(self._begin_and_settle, chunks, self._parse)
+
+    def _begin_and_settle(self, chunks: Sequence[Chunk], parse: Parse[Interaction]) -> None:
+        self._begin(chunks, parse)
+        self.progress.settle()
 
     def follow(self, *, force: bool = False, wait: bool = False) -> None:
         """Take new versions or a catalogue snapshot into use, at the positions where the partitions are now."""
         if not force and time.monotonic() - self._followed_at < FOLLOW_SECONDS:
             return
         self._followed_at = time.monotonic()
+        self._finish()
         if self.patiently(lambda: self.store.forget_erased(self.adaptation.table)):
             for statistics in self.adaptation.statistics.values():
                 statistics.leave_no_log()
@@ -159,33 +203,16 @@ class Loop:
     def _refused(self, version: int, reason: str) -> None:
         self.patiently(lambda: self.store.refused(version, reason))
 
-    def _position(self, topic: str, partition: int, found: int | None, bounds: tuple[int, int]) -> int:
-        beginning, end = bounds
-        if found is None:
-            self.patiently(lambda: self.store.begin_partition(topic, partition, beginning))
-            return beginning
-        if found > end:
-            raise TopicRecreated(f"{topic}[{partition}] is at {found} in the database, the broker's log ends at {end}")
-        if found < beginning:
-            if not self._accept_data_gap:
-                raise DataGap(
-                    f"DATA_GAP {topic}[{partition}] {found}..{beginning}: the broker no longer has these offsets; "
-                    "set INNERLOOP_ACCEPT_DATA_GAP=true once to go on without them"
-                )
-            self.patiently(lambda: self.store.accept_gap(topic, partition, start=found, end=beginning))
-            return beginning
-        return found
-
     def _activate(self) -> None:
         """Record what is in use from the held positions on, and list popular items for users without events."""
-        held = self._held(self.interactions)
+        held = self.progress.held(self.interactions)
         if self.versions.heads.live is not None:
             for adaptation, partitions in self.versions.groups(held):
                 self._activate_under(adaptation, {partition: held[partition] for partition in partitions})
 
     def _activate_under(self, adaptation: Adaptation, held: Mapping[int, int]) -> None:
         # What a version counted begins a partition's statistics also where the catalogue has not been read yet.
-        self.patiently(lambda: self._number(adaptation, adaptation.ranker.parameters.item_ids))
+        self.patiently(lambda: number(self.store, adaptation, adaptation.ranker.parameters.item_ids))
         statistics = adaptation.statistics
         missing = [partition for partition in held if partition not in statistics]
         if missing:
@@ -207,21 +234,21 @@ class Loop:
         self._by_halves(self._advance_catalogue, chunks, _item_change)
 
     def _advance_catalogue(self, chunks: Sequence[Chunk], parse: Parse[CatalogueItem | Withdrawal]) -> None:
-        found: Walk[CatalogueItem | Withdrawal] = walk(chunks, self._held(self.items), parse)
+        found: Walk[CatalogueItem | Withdrawal] = walk(chunks, self.progress.held(self.items), parse)
         if not found.advances:
             return
         for move in found.advances:  # the last change of an item wins, the others are applied by it
             move.applied = move.next_offset - move.start - move.dead_lettered - move.skipped
-        self._intend(found.advances)
+        self.progress.intend(found.advances)
         write_items(self.store, found.events, found.advances, found.dead_letters)
-        self._moved(found.advances)
+        self.progress.moved(found.advances)
         self.follow(force=True)
 
-    def _advance_interactions(self, chunks: Sequence[Chunk]) -> None:
+    def _begin(self, chunks: Sequence[Chunk], parse: Parse[Interaction]) -> None:
         """One transaction per version in use: of a canary's partitions and of the others."""
-        for adaptation, partitions in self.versions.groups({chunk.partition for chunk in chunks}):
-            mine = [chunk for chunk in chunks if chunk.partition in partitions]
-            self._by_halves(partial(self._advance_under, adaptation), mine, self._parse)
+        ahead = [chunk for chunk in chunks if chunk.next_offset > self.progress.positions[chunk.topic, chunk.partition]]
+        for adaptation, partitions in self.versions.groups({chunk.partition for chunk in ahead}):
+            self._begin_under(adaptation, [chunk for chunk in ahead if chunk.partition in partitions], parse)
 
     def _by_halves(
         self, step: Callable[[Sequence[Chunk], Parse[Any]], None], chunks: Sequence[Chunk], parse: Parse[Any]
@@ -233,48 +260,15 @@ class Loop:
 
         by_halves(step, chunks, parse, again=partial(self._reread, chunks[0].topic), refused=refused)
 
-    def _advance_under(self, adaptation: Adaptation, chunks: Sequence[Chunk], parse: Parse[Interaction]) -> None:
-        batch = micro_batch(chunks, self._held(self.interactions), parse)
+    def _begin_under(self, adaptation: Adaptation, chunks: Sequence[Chunk], parse: Parse[Interaction]) -> None:
+        batch = micro_batch(chunks, self.progress.held(self.interactions), parse)
         if not batch.advances:
             return
         self._flood_gate.pass_on(batch)
-        self._admit(batch, adaptation)
+        admit(self.store, batch, adaptation)
         outcome = adaptation.apply(batch)
-        self._intend(batch.advances)
-        self.store.write(outcome, adaptation.table)
-        committed_ms = time.time() * 1000
-        self._moved(batch.advances)
-        self.measures.add(batch, adaptation.table.adapter_use[outcome.slots], committed_ms)
-
-    def _admit(self, batch: MicroBatch, adaptation: Adaptation) -> None:
-        """Give every user of the batch a slot and every item a number."""
-        table = adaptation.table
-        partitions = dict(
-            zip((event.user_id for event in reversed(batch.events)), batch.partition[::-1].tolist(), strict=True)
-        )
-        missing = table.missing(partitions)
-        absent = set(missing)
-        table.slots([user_id for user_id in partitions if user_id not in absent])  # touched: not to be evicted now
-        if missing:
-            self.store.load_users(table, missing, partitions)
-        self._number(adaptation, {event.item_id for event in batch.events})
-
-    def _number(self, adaptation: Adaptation, item_ids: Iterable[str]) -> None:
-        known = adaptation.catalogue.number_of
-        unknown = {item_id for item_id in item_ids if item_id not in known}
-        if unknown:
-            adaptation.catalogue.number(number_items(self.store, sorted(unknown)))
-
-    def _held(self, topic: str) -> dict[int, int]:
-        """Positions of the partitions held, of one topic."""
-        return {partition: at for (name, partition), at in self.positions.items() if name == topic}
-
-    def _intend(self, moves: Sequence[Advance]) -> None:
-        self._intended = {(move.topic, move.partition): move.next_offset for move in moves}
-
-    def _moved(self, moves: Sequence[Advance]) -> None:
-        for move in moves:
-            self.positions[move.topic, move.partition] = move.next_offset
+        adapter_use = adaptation.table.adapter_use[outcome.slots]
+        self.progress.begin(batch, adapter_use, self.store.rows(outcome, adaptation.table))
 
     def _forget(self, topic: str, partition: int) -> None:
         if topic == self.interactions:
@@ -287,14 +281,13 @@ class Loop:
             Fenced: another worker has moved a position meanwhile.
 
         """
+        with suppress(StoreUnavailable, UserErased, RowRefused):  # which comes up again, if it has to be done again
+            self.progress.settle()
         self.store.forget_erased(self.adaptation.table)
-        held = list(self._held(topic))
+        held = list(self.progress.held(topic))
         for partition, position in self.store.positions(topic, held).items():
-            before = self.positions[topic, partition]
-            if position not in {before, self._intended.get((topic, partition), before)}:
-                raise Fenced(f"{topic}[{partition}] is at {position}, this worker left it at {before}")
+            self.progress.found((topic, partition), position)
             self._forget(topic, partition)
-            self.positions[topic, partition] = position
         if topic == self.interactions:
             self._load_statistics(held)
 

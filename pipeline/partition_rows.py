@@ -1,13 +1,13 @@
 """What belongs to a partition: its position with the fates of its events, dead letters, statistics, popular list.
 
-Functions take an open cursor: the transaction is the caller's. A position is moved by compare-and-set, so a worker that
-was frozen or cut off while another took its partitions can change nothing.
+Functions take an open cursor or give statements: the transaction is the caller's. A position is moved by
+compare-and-set, so a worker that was frozen or cut off while another took its partitions can change nothing.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,8 @@ from pipeline.item_statistics import NUM_BUCKETS, ItemStatistics, PairEvents
 from pipeline.outcome import Lists
 from pipeline.pair_rows import log_row, saved_pairs, snapshot_row
 from pipeline.session import Fenced
+
+Statement = tuple[str, tuple[Any, ...]]  # SQL, and what stands for its placeholders
 
 MAX_OFFSET = 2**63 - 1
 READ_POSITIONS = "SELECT partition, next_offset FROM innerloop.stream_position WHERE topic = %s AND partition = ANY(%s)"
@@ -49,7 +51,8 @@ SAVE_PAIRS = """INSERT INTO innerloop.pair_snapshots
     ON CONFLICT (topic, partition) DO UPDATE SET meta_version = excluded.meta_version,
     epoch_offset = excluded.epoch_offset, item_nos = excluded.item_nos, others = excluded.others,
     counts = excluded.counts, scales = excluded.scales, users = excluded.users"""
-LOG_PAIRS = "INSERT INTO innerloop.pair_log (topic, partition, first_offset, items, before) VALUES %s"
+LOG_PAIRS = """INSERT INTO innerloop.pair_log (topic, partition, first_offset, items, before)
+    VALUES (%s, %s, %s, %s, %s)"""
 TRIM_PAIRS = "DELETE FROM innerloop.pair_log WHERE topic = %s AND partition = %s AND first_offset < %s"
 LOAD_PAIRS = """SELECT partition, meta_version, item_nos, others, counts, scales, users
     FROM innerloop.pair_snapshots WHERE topic = %s AND partition = %s"""
@@ -96,25 +99,31 @@ def _dead_letter_row(letter: DeadLetter) -> tuple[Any, ...]:
     )
 
 
-def write_popular(cursor: psycopg2.extensions.cursor, topic: str, popular: Mapping[int, Lists], version: int) -> None:
+def execute(cursor: psycopg2.extensions.cursor, statements: Iterable[Statement]) -> None:
+    """Execute them in their order, with one answer from the server for all."""
+    if texts := [cursor.mogrify(statement, values) for statement, values in statements]:
+        cursor.execute(b";".join(texts))
+
+
+def popular_rows(topic: str, popular: Mapping[int, Lists], version: int) -> Iterator[Statement]:
     """Write the lists for users without events."""
     for partition, lists in popular.items():
         num = int(lists.lengths[0]) if len(lists.lengths) else 0
         items, scores = (lists.item_nos[0, :num].tolist(), lists.scores[0, :num].tolist()) if num else ([], [])
-        cursor.execute(SAVE_POPULAR, (topic, partition, _array(items), _array(scores), version))
+        yield SAVE_POPULAR, (topic, partition, _array(items), _array(scores), version)
 
 
-def write_statistics(cursor: psycopg2.extensions.cursor, topic: str, statistics: Mapping[int, ItemStatistics]) -> None:
+def statistics_rows(topic: str, statistics: Mapping[int, ItemStatistics]) -> Iterator[Statement]:
     """Write item statistics: all counts once an epoch, what has been added since then otherwise."""
     for partition, held in statistics.items():
         pending = _array(held.pending_buckets), _array(held.pending_items)
         if not held.unsaved:
-            cursor.execute(SAVE_PENDING, (held.epoch_offset, *pending, topic, partition))
+            yield SAVE_PENDING, (held.epoch_offset, *pending, topic, partition)
             continue
         counts = held.counts.numpy()
         used = np.flatnonzero(counts.any(0))
         packed = psycopg2.Binary(np.ascontiguousarray(counts[:, used]).astype("<f4").tobytes())
-        cursor.execute(SAVE_STATISTICS, (topic, partition, held.epoch_offset, _array(used.tolist()), packed, *pending))
+        yield SAVE_STATISTICS, (topic, partition, held.epoch_offset, _array(used.tolist()), packed, *pending)
 
 
 def load_statistics(
@@ -131,28 +140,26 @@ def load_statistics(
     return found
 
 
-def log_pairs(cursor: psycopg2.extensions.cursor, topic: str, found: Sequence[PairEvents]) -> None:
+def pair_log_rows(topic: str, found: Iterable[PairEvents]) -> Iterator[Statement]:
     """Keep what pairs have to count, until a snapshot contains it."""
-    if found:
-        rows = [(topic, events.partition, *log_row(events)) for events in found]
-        execute_values(cursor, LOG_PAIRS, rows)
+    for events in found:
+        yield LOG_PAIRS, (topic, events.partition, *log_row(events))
 
 
-def write_pairs(cursor: psycopg2.extensions.cursor, topic: str, statistics: Mapping[int, ItemStatistics]) -> None:
+def pair_rows(topic: str, statistics: Mapping[int, ItemStatistics]) -> Iterator[Statement]:
     """Write the snapshots that are due, and take away what they contain of the log."""
     for partition, held in statistics.items():
         if held.pairs and held.pairs.snapshot_due:
             item_nos, *columns = snapshot_row(held.pairs.table)
             packed = (psycopg2.Binary(column) for column in columns)
-            row = (topic, partition, held.pairs.version, held.epoch_offset, _array(item_nos), *packed)
-            cursor.execute(SAVE_PAIRS, row)
+            yield SAVE_PAIRS, (topic, partition, held.pairs.version, held.epoch_offset, _array(item_nos), *packed)
             # Events that are pending stay; a version's first snapshot follows none.
             kept = held.pairs.pending[0].first_offset if held.pairs.pending else MAX_OFFSET
-            cursor.execute(TRIM_PAIRS, (topic, partition, kept))
+            yield TRIM_PAIRS, (topic, partition, kept)
 
 
 def mark_saved(statistics: Mapping[int, ItemStatistics]) -> None:
-    """Say that what was written has been committed."""
+    """Say that what was changed is on its way; should it not arrive, statistics are read again."""
     for held in statistics.values():
         held.unsaved = False
         if held.pairs and held.pairs.snapshot_due:

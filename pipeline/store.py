@@ -1,12 +1,13 @@
 """Postgres as the truth: read positions, users and catalogue; write a micro-batch in one transaction.
 
-Every statement stands as SQL with a name, here or in `partition_rows`.
+Every statement stands as SQL with a name, here, in `partition_rows` or in `batch_rows`.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,7 @@ import numpy as np
 import psycopg2.extensions
 from sqlalchemy import Engine
 
+from pipeline.batch_rows import INCOMING, BatchRows
 from pipeline.batching import Advance
 from pipeline.failpoints import reach
 from pipeline.forgotten import Forgotten
@@ -25,52 +27,17 @@ from pipeline.partition_rows import (
     INSERT_POSITION,
     READ_POSITIONS,
     RECORD_ACTIVATION,
+    execute,
     load_statistics,
-    log_pairs,
     mark_saved,
     move_positions,
-    write_dead_letters,
-    write_pairs,
-    write_popular,
-    write_statistics,
+    pair_rows,
+    popular_rows,
+    statistics_rows,
 )
-from pipeline.session import Fenced, Session
+from pipeline.session import Session
 from pipeline.support import UserTable
-from pipeline.user_rows import prequential_copy, segments_copy, states_copy
 
-# What is copied comes into tables of the session first: a client that stops amid a COPY cannot be timed out by the
-# server, and must not hold a lock on what others write meanwhile. The raised toast target is that of `user_state`: LIKE
-# does not copy it, and without it every row of 2 to 4 kB is compressed on its way.
-INCOMING = "".join(
-    f"CREATE TEMPORARY TABLE IF NOT EXISTS incoming_{name} "
-    f"(LIKE innerloop.{name} INCLUDING DEFAULTS) WITH (toast_tuple_target = 8160) ON COMMIT DELETE ROWS;"
-    for name in ("user_state", "event_ids", "seen_items", "prequential")
-)
-STATE_COLUMNS = (
-    "user_id", "partition", "last_offset", "num_events", "num_applied", "support_items", "support_types", "adapter",
-    "track", "adapter_events", "adapter_use", "meta_version", "top_items", "top_scores", "recent_ids", "recent_bodies",
-    "recent_seen", "num_seen", "due_us",
-)  # fmt: skip
-COPY_USERS = f"COPY incoming_user_state ({', '.join(STATE_COLUMNS)}) FROM STDIN (FORMAT binary)"
-# In one order of users everywhere, so that two transactions cannot wait for each other.
-MERGE_USERS = f"""INSERT INTO innerloop.user_state ({", ".join(STATE_COLUMNS)}, updated_at)
-    SELECT {", ".join(STATE_COLUMNS)}, clock_timestamp() FROM incoming_user_state ORDER BY user_id
-    ON CONFLICT (user_id) DO UPDATE SET
-    {", ".join(f"{name} = excluded.{name}" for name in STATE_COLUMNS[1:])}, updated_at = excluded.updated_at
-    WHERE user_state.partition = excluded.partition"""  # noqa: S608 - constant column names
-COPY_EVENT_IDS = "COPY incoming_event_ids (user_id, segment, ids, bodies) FROM STDIN (FORMAT binary)"
-COPY_SEEN_ITEMS = "COPY incoming_seen_items (user_id, segment, items) FROM STDIN (FORMAT binary)"
-TAKE_EVENT_IDS = "INSERT INTO innerloop.event_ids SELECT * FROM incoming_event_ids"
-TAKE_SEEN_ITEMS = "INSERT INTO innerloop.seen_items SELECT * FROM incoming_seen_items"
-TRIM_EVENT_IDS = """DELETE FROM innerloop.event_ids e USING unnest(%s::text[], %s::int[]) AS t (user_id, segment)
-    WHERE e.user_id = t.user_id AND e.segment <= t.segment"""
-TRIM_SEEN_ITEMS = """DELETE FROM innerloop.seen_items s USING unnest(%s::text[], %s::int[]) AS t (user_id, segment)
-    WHERE s.user_id = t.user_id AND s.segment <= t.segment"""
-COPY_PREQUENTIAL = """COPY incoming_prequential
-    (topic, partition, first_offset, next_offset, recorded_at, meta_version, offsets, record_times, user_ids, item_nos,
-    types, num_events, loss_adapted, loss_start, rank_adapted, rank_start, rank_popular, event_times, new_items, scenes,
-    scene_names, applied_types) FROM STDIN (FORMAT binary)"""
-TAKE_PREQUENTIAL = "INSERT INTO innerloop.prequential SELECT * FROM incoming_prequential"
 LOAD_USERS = """SELECT user_id, partition, last_offset, num_events, num_applied, support_items, support_types, adapter,
     track, adapter_events, meta_version, recent_ids, recent_bodies, recent_seen, num_seen, due_us
     FROM innerloop.user_state WHERE user_id = ANY(%s)"""
@@ -99,10 +66,12 @@ class Heads:
 
 
 class Store:
-    """One connection to the database, opened when needed; not shared between threads."""
+    """Two connections, opened when needed: one for the thread that this belongs to, one that commits batches."""
 
     def __init__(self, engine: Engine, *, id_horizon: int, seen_horizon: int) -> None:
-        self._session = Session(engine, prepare=INCOMING)
+        self._session, self._writing = Session(engine), Session(engine, prepare=INCOMING)
+        self._thread = ThreadPoolExecutor(1, "innerloop-writer")
+        self._written: Future[float] | None = None
         self._horizons = id_horizon, seen_horizon
         self._forgotten = Forgotten()
 
@@ -111,8 +80,10 @@ class Store:
         return self._session.transaction()
 
     def close(self) -> None:
-        """Drop the connection, and with it any open transaction."""
+        """Let what was begun end, and drop the connections."""
+        self._thread.shutdown()
         self._session.close()
+        self._writing.close()
 
     def positions(self, topic: str, partitions: Iterable[int]) -> dict[int, int]:
         """Next offsets of those partitions that have a row."""
@@ -173,33 +144,35 @@ class Store:
         with self.transaction() as cursor:
             return load_statistics(cursor, topic, list(partitions), half_life)
 
-    def write(self, outcome: Outcome, table: UserTable) -> None:
-        """Commit everything that a micro-batch changes.
+    def rows(self, outcome: Outcome, table: UserTable) -> BatchRows:
+        """Everything that a micro-batch changes, as memory is now."""
+        rows = BatchRows.of(outcome, table, self._horizons, recorded_at=time.time())
+        mark_saved(outcome.statistics)
+        return rows
 
-        Raises Fenced when a position is not where the batch starts, UserErased when one of its users was forgotten
-        meanwhile; nothing is written then.
+    def write(self, rows: BatchRows) -> None:
+        """Begin to commit the rows of a micro-batch, in another thread; what was begun before must be settled.
+
+        Until it is settled, only users that are not in memory may be read: anything else may be about to change.
         """
-        topic = outcome.batch.advances[0].topic
+        self._written = self._thread.submit(self._commit, rows)
+
+    def settle(self) -> float | None:
+        """Wait for the batch that was begun: when it was committed, in Unix seconds; None if there is none.
+
+        Raises what it failed by: Fenced when a position was not where the batch starts, UserErased when one of its
+        users was forgotten meanwhile, StoreUnavailable, RowRefused. Nothing was written then, or the answer was lost.
+        """
+        written, self._written = self._written, None
+        return written.result() if written else None
+
+    def _commit(self, rows: BatchRows) -> float:
         reach("before_transaction")
-        with self.transaction() as cursor:
-            _copy_in(cursor, outcome, table)
-            move_positions(cursor, outcome.batch.advances)
-            self._forgotten.refuse(cursor, outcome.batch.users)
-            write_dead_letters(cursor, outcome.batch.dead_letters)
-            if len(outcome.slots):
-                cursor.execute(MERGE_USERS)
-                if cursor.rowcount != len(outcome.slots):
-                    raise Fenced("a user of this batch was written in another partition meanwhile")
-            self._take_segments(cursor, outcome)
-            write_statistics(cursor, topic, outcome.statistics)
-            log_pairs(cursor, topic, outcome.pair_events)
-            write_pairs(cursor, topic, outcome.statistics)
-            write_popular(cursor, topic, outcome.popular, outcome.version)
-            if outcome.prequential.applied_types:
-                cursor.execute(TAKE_PREQUENTIAL)
+        with self._writing.transaction() as cursor:
+            rows.write(cursor, self._forgotten)
             reach("before_commit")
         reach("after_commit")
-        mark_saved(outcome.statistics)
+        return time.time()
 
     def activate(
         self,
@@ -218,9 +191,8 @@ class Store:
                 row = {"topic": topic, "partition": partition, "offset": offset}
                 cursor.execute(RECORD_ACTIVATION, {**row, "kind": "meta_version", "value": version})
                 cursor.execute(RECORD_ACTIVATION, {**row, "kind": "catalogue", "value": snapshot})
-            write_statistics(cursor, topic, statistics)
-            write_pairs(cursor, topic, statistics)
-            write_popular(cursor, topic, popular, version)
+            execute(cursor, [*statistics_rows(topic, statistics), *pair_rows(topic, statistics)])
+            execute(cursor, popular_rows(topic, popular, version))
             reach("mid_swap")
         mark_saved(statistics)
 
@@ -238,23 +210,3 @@ class Store:
             cursor.execute(LOAD_SEEN_ITEMS, (long_seen,))
             for user_id, items in cursor.fetchall():
                 table.restore_seen(slot_of[user_id], items)
-
-    def _take_segments(self, cursor: psycopg2.extensions.cursor, outcome: Outcome) -> None:
-        for segments, take, trim, horizon in (
-            (outcome.id_segments, TAKE_EVENT_IDS, TRIM_EVENT_IDS, self._horizons[0]),
-            (outcome.seen_segments, TAKE_SEEN_ITEMS, TRIM_SEEN_ITEMS, self._horizons[1]),
-        ):
-            if segments.user_ids:
-                cursor.execute(take)
-                cursor.execute(trim, (segments.user_ids, segments.expired(horizon)))
-
-
-def _copy_in(cursor: psycopg2.extensions.cursor, outcome: Outcome, table: UserTable) -> None:
-    """Copy what is large into the session's own tables; nothing that others wait for is locked yet."""
-    if len(outcome.slots):
-        cursor.copy_expert(COPY_USERS, states_copy(outcome, table))
-    for copy, segments in ((COPY_EVENT_IDS, outcome.id_segments), (COPY_SEEN_ITEMS, outcome.seen_segments)):
-        if segments.user_ids:
-            cursor.copy_expert(copy, segments_copy(segments))
-    if outcome.prequential.applied_types:
-        cursor.copy_expert(COPY_PREQUENTIAL, prequential_copy(outcome, recorded_at=time.time()))

@@ -144,7 +144,7 @@ class _Worker:
         self.loop.patiently.stopping = True
         if self.failure is None:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self.intake.idle.wait(), DRAIN_SECONDS)
+                await asyncio.wait_for(self.intake.drain(), DRAIN_SECONDS)
         for task in tasks:
             task.cancel()
         code = self._exit_code()

@@ -14,7 +14,8 @@ from faust.types import TP
 from pipeline.chunks import Chunk, cut
 from pipeline.failpoints import reach
 from pipeline.inbox import Inbox, Place
-from pipeline.loop import Loop, TopicRecreated
+from pipeline.loop import Loop
+from pipeline.loop_take_over import TopicRecreated
 from pipeline.settings import Settings
 from pipeline.topics import end_offsets
 from pipeline.transport import stream_app
@@ -51,7 +52,7 @@ class Intake:
         self._most_events = min(2 * settings.batch_events, settings.cache_users)
         self._waiting: list[Chunk] = []  # what is beyond one batch, and interactions that wait for the catalogue
         self._num_revoked = 0
-        self.idle = asyncio.Event()  # no batch is in hand
+        self.idle = asyncio.Event()  # no batch is in hand or on its way into the database
         self.idle.set()
         self.app = self._make_app()
 
@@ -120,35 +121,46 @@ class Intake:
     async def _revoked(self, *_: Any, **__: Any) -> None:
         """Before partitions go to another worker: drop what waits, let the batch in hand commit."""
         self._num_revoked += 1
-        await self.inbox.close()
-        self._waiting = []
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self.idle.wait(), self._settings.session_timeout_seconds * 0.6)
+            await asyncio.wait_for(self.drain(), self._settings.session_timeout_seconds * 0.6)
 
     async def _assigned(self, _: Any, assigned: set[TP], **__: Any) -> None:
         """Faust seeks nothing where nothing is assigned: what was held is another worker's to change."""
         if not assigned:
             await self._in_thread(partial(self.loop.take_over, {}))
 
+    async def drain(self) -> None:
+        """Drop what waits and whatever comes, and wait until what is in hand is durable."""
+        await self.inbox.close()
+        self._waiting = []
+        await self.idle.wait()
+
     async def pump(self) -> None:
-        """Bring what waits into the database and acknowledge it, for ever."""
+        """Bring what waits into the database and acknowledge it, for ever.
+
+        A batch is computed while the one before is being committed; that is waited for only when nothing else waits.
+        """
         while True:
             ready, held = self.loop.ready(self._waiting)
             chunks, later = cut(ready, self._most_events)
             self._waiting = later + held
             if chunks:
-                await self._advance(chunks)
+                self.idle.clear()
+                await self._acknowledge(partial(self.loop.begin, chunks))
                 continue
-            taken = await self.inbox.take()
+            taken = await self.inbox.take(wait=self.idle.is_set())
             self._waiting = self._waiting + taken  # as it is after the wait, in which a rebalance may have emptied it
             if self.inbox.has_gap:
                 await self.app.consumer.perform_seek()
+            if not taken and not self.idle.is_set():
+                await self._acknowledge(self.loop.settle)
+                self.idle.set()
 
-    async def _advance(self, chunks: list[Chunk]) -> None:
-        self.idle.clear()
+    async def _acknowledge(self, step: Callable[[], dict[Place, int]]) -> None:
         try:
-            durable = await self._in_thread(partial(self.loop.advance, chunks))
-        finally:
-            self.idle.set()
+            durable = await self._in_thread(step)
+        except BaseException:
+            self.idle.set()  # nothing more will come of it
+            raise
         reach("before_acknowledge")
         self.app.consumer.acknowledge({TP(topic, partition): at for (topic, partition), at in durable.items()})

@@ -60,7 +60,7 @@ def loop(database: Database, writer: Engine, tmp_path: Path, monkeypatch: pytest
 
 def feed(loop: Loop, taken: list[tuple[str, str]], kind: str = "click") -> None:
     """Events (user, item), after those that there were."""
-    start = loop.positions["interactions", 0]
+    start = loop.progress.positions["interactions", 0]
     rows = [event(user, item, f"e{start + n}", kind) for n, (user, item) in enumerate(taken)]
     loop.advance([chunk([record(row, start + n) for n, row in enumerate(rows)])])
 

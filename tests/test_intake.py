@@ -42,12 +42,16 @@ class Loop:
     def ready(self, chunks: list[Chunk]) -> tuple[list[Chunk], list[Chunk]]:
         return chunks, []
 
-    def advance(self, chunks: Sequence[Chunk]) -> dict[tuple[str, int], int]:
+    def begin(self, chunks: Sequence[Chunk]) -> dict[tuple[str, int], int]:
+        durable = dict(self.positions)
         batch = micro_batch(chunks, {0: self.positions[TOPIC, 0]}, parse_interaction)
         self.applied += batch.offset.tolist()
         for advance in batch.advances:
             self.skipped += advance.skipped
             self.positions[TOPIC, 0] = advance.next_offset
+        return durable
+
+    def settle(self) -> dict[tuple[str, int], int]:
         return dict(self.positions)
 
 

@@ -21,11 +21,12 @@ import torch
 from models.candidates import Sampling
 from models.encoder import HashedBagOfWords
 from models.ranker import Ranker
-from pipeline import item_statistics, served_items, store
+from pipeline import batch_rows, item_statistics, served_items
 from pipeline.adaptation import Adaptation, Types
 from pipeline.batching import LostRecords
 from pipeline.flood_gate import DeadLetterFlood
-from pipeline.loop import DataGap, Loop, TopicRecreated
+from pipeline.loop import Loop
+from pipeline.loop_take_over import DataGap, TopicRecreated
 from pipeline.loop_versions import Sources
 from pipeline.session import SESSION, Fenced
 from pipeline.store import Store
@@ -106,12 +107,14 @@ def log(num_events: int, *, num_users: int = 12, seed: int = 1) -> list[Record]:
     return [record(row, offset) for offset, row in enumerate(rows)]
 
 
-def feed(loop: Loop, records: Sequence[Record], sizes: Iterator[int]) -> None:
-    start = 0
+def feed(loop: Loop, records: Sequence[Record], sizes: Iterator[int], *, ahead: bool = False) -> None:
+    """Bring records in by batches; `ahead` computes each while the one before is being committed."""
+    start, step = 0, loop.begin if ahead else loop.advance
     while start < len(records):
         size = next(sizes)
-        loop.advance([chunk(records[start : start + size])])
+        step([chunk(records[start : start + size])])
         start += size
+    loop.settle()
 
 
 STATE = """SELECT user_id, last_offset, num_events, num_applied, support_items, support_types, adapter, track,
@@ -175,7 +178,7 @@ def test_the_same_log_gives_the_same_rows_however_it_is_cut(
     # a table for five users only: almost every batch forgets somebody and reads him again
     second = make_loop(url, capacity=13)
     assign(second)
-    feed(second, records, sizes(2, 40))
+    feed(second, records, sizes(2, 40), ahead=True)
     assert [query(database.owner_url, statement) for statement in (STATE, LAW, RECORD)] == expected
     np.testing.assert_allclose(np.array(query(database.owner_url, LOSSES)), losses, rtol=1e-6)
 
@@ -312,7 +315,7 @@ def test_a_worker_that_stops_amid_copying_keeps_nobody_waiting(
     assign(frozen)
     assign(heir)
     stopped: list[Stopped] = []
-    make = getattr(store, rows)
+    make = getattr(batch_rows, rows)
 
     def stopping(*arguments: Any, **named: Any) -> Any:
         if stopped:
@@ -320,7 +323,7 @@ def test_a_worker_that_stops_amid_copying_keeps_nobody_waiting(
         stopped.append(Stopped(make(*arguments, **named)))
         return stopped[0]
 
-    monkeypatch.setattr(store, rows, stopping)
+    monkeypatch.setattr(batch_rows, rows, stopping)
     with ThreadPoolExecutor(1) as thread:
         late = thread.submit(frozen.advance, [chunk(records)])
         while not (stopped and stopped[0].reached.wait(1)):
@@ -332,6 +335,17 @@ def test_a_worker_that_stops_amid_copying_keeps_nobody_waiting(
         with pytest.raises(Fenced):
             late.result()
     assert query(database.owner_url, STATE) == written
+
+
+def test_a_batch_is_durable_once_the_next_one_has_been_computed(url: str) -> None:
+    loop = make_loop(url)
+    assign(loop)
+    records = log(90)
+    assert loop.begin([chunk(records[:30])]) == {}
+    assert loop.begin([chunk(records[30:60])]) == {("interactions", 0): 30}
+    assert loop.settle() == {("interactions", 0): 60}
+    assert loop.advance([chunk(records[60:])]) == {("interactions", 0): 90}
+    assert loop.settle() == {}
 
 
 def test_missing_offsets_are_counted_as_skipped(url: str, database: Database) -> None:

@@ -136,11 +136,13 @@ def filled(parts: Deployment, num_items: int) -> Deployment:
     return parts
 
 
-def make_loop(writer_url: str, values: MetaParameters, *, capacity: int = 50_000) -> Loop:
-    """A worker's loop in this process, holding all partitions from offset 0."""
+def make_loop(store: Store | str, values: MetaParameters, *, capacity: int = 50_000) -> Loop:
+    """A worker's loop in this process, holding all partitions from offset 0; over a store or a writer's URL."""
+    if isinstance(store, str):
+        store = Store(connect_engine(store, options=SESSION), id_horizon=1000, seen_horizon=2000)
     table = UserTable(capacity, support_size=SUPPORT_SIZE, state_size=0, id_horizon=1000, seen_horizon=2000)
     loop = Loop(
-        Store(connect_engine(writer_url, options=SESSION), id_horizon=1000, seen_horizon=2000),
+        store,
         Adaptation(table, Types.of({}), top_n=TOP_N),
         Sources(lambda _: values, lambda texts, _: ENCODER.encode(texts)),
         topics=(TOPIC, "items"),

@@ -1,4 +1,4 @@
-"""(c) The write path: `Store.write` of micro-batches of distinct users with 50 scores each, and plainer ways beside it.
+"""(c) The write path: how `Store` writes batches of distinct users with 50 scores each, and plainer ways beside it.
 
 The peers write the scores alone, one row per user and item, as a table without arrays would hold them; ours writes
 support set, adapter, event ids and the prequential record in the same transaction.
@@ -15,6 +15,7 @@ from typing import Any
 import psycopg2
 from psycopg2.extras import execute_values
 
+from pipeline.batch_rows import BatchRows
 from pipeline.outcome import Outcome
 from pipeline.session import SESSION
 from pipeline.store import Store
@@ -40,28 +41,31 @@ MANY_ROWS = f"INSERT INTO scores VALUES %s {UPSERT}"  # noqa: S608 - constants
 
 
 class Recorder(Store):
-    """Notes how long each `write` takes, and hands what it wrote to a peer's table."""
+    """Notes how long each batch takes to be written, its rows laid out included, and what it was."""
 
     seconds: list[float]
     written: list[Outcome]
+    began: float
 
-    def write(self, outcome: Outcome, table: UserTable) -> None:
-        start = time.perf_counter()
-        super().write(outcome, table)
-        self.seconds.append(time.perf_counter() - start)
+    def rows(self, outcome: Outcome, table: UserTable) -> BatchRows:
+        self.began = time.perf_counter()
         self.written.append(outcome)
+        return super().rows(outcome, table)
+
+    def settle(self) -> float | None:
+        committed_at = super().settle()
+        if committed_at is not None:
+            self.seconds.append(time.perf_counter() - self.began)
+        return committed_at
 
 
 def measure(
     parts: Deployment, *, num_users: int, rounds: int, num_items: int, peers: bool
 ) -> tuple[list[float], dict[str, float], int]:
-    """Seconds of each `write` of `num_users` users, and of each peer; how many scores a user has."""
-    loop = make_loop(parts.writer_url, parameters(num_items))
-    loop.store.close()
-    recorder = loop.store = Recorder(
-        connect_engine(parts.writer_url, options=SESSION), id_horizon=1000, seen_horizon=2000
-    )
+    """Seconds of each batch of `num_users` users, and of each peer; how many scores a user has."""
+    recorder = Recorder(connect_engine(parts.writer_url, options=SESSION), id_horizon=1000, seen_horizon=2000)
     recorder.seconds, recorder.written = [], []
+    loop = make_loop(recorder, parameters(num_items))
     # each user in turn, so a batch holds every user once
     for chunks in batches(num_users * rounds, size=num_users, users=num_users, activity=None, num_items=num_items):
         loop.advance(chunks)
@@ -115,7 +119,7 @@ def main(options: Options) -> None:
         seconds, peers, width = measure(parts, num_users=num_users, rounds=rounds, num_items=num_items, peers=True)
     assert width == TOP_N
     mine = statistics.median(seconds[1:])
-    rows = [["Store.write, one transaction with everything", f"{num_users / mine:,.0f}", "1.0x"]]
+    rows = [["Store, one transaction with everything", f"{num_users / mine:,.0f}", "1.0x"]]
     rows += [[name, f"{num_users / taken:,.0f}", f"{taken / mine:.1f}x"] for name, taken in peers.items()]
     columns = (f"way ({num_users:,} users x {width} scores a transaction)", "users/s", "we are faster by")
     print(table("(c) write path, wall time, median of a stream of batches over the same users", columns, rows))

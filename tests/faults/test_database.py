@@ -66,7 +66,7 @@ def test_a_failure_that_passes_is_waited_out_and_makes_no_dead_letter(code: str,
     loop = make_loop(url)
     assign(loop)
     execute(database.superuser_url, FAILS_TWICE.format(code=code, what=WRITES))
-    feed(loop, log(300), sizes(1, 90))
+    feed(loop, log(300), sizes(1, 90), ahead=True)
     assert query(database.superuser_url, "SELECT last_value > 2 FROM public.failures") == [(True,)]
     assert rows(database) == expected
 
@@ -121,19 +121,23 @@ def test_a_long_transaction_of_a_reader_holds_nobody_up(url: str, database: Data
     assert rows(database) == expected
 
 
-def test_a_lost_answer_to_commit_has_one_effect(url: str, database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("ahead", [False, True])
+def test_a_lost_answer_to_commit_has_one_effect(
+    ahead: bool, url: str, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
     expected = undisturbed(url, database)
     loop = make_loop(url)
     assign(loop)
-    lost, original = iter([True]), loop.store.write
+    lost, original = iter([True]), loop.store.settle
 
-    def write(*arguments: Any) -> None:
-        original(*arguments)
-        if next(lost, False):
+    def settle() -> float | None:
+        committed_at = original()
+        if committed_at is not None and next(lost, False):
             raise StoreUnavailable("the connection was reset before the answer came")
+        return committed_at
 
-    monkeypatch.setattr(loop.store, "write", write)
-    feed(loop, log(300), sizes(1, 90))
+    monkeypatch.setattr(loop.store, "settle", settle)
+    feed(loop, log(300), sizes(1, 90), ahead=ahead)
     assert next(lost, None) is None, "no answer was lost"
     assert rows(database) == expected
 

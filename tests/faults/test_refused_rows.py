@@ -52,15 +52,15 @@ def rows(database: Database) -> list[Any]:
     return [query(database.owner_url, statement) for statement in (STATE, RECORD)]
 
 
-@pytest.mark.parametrize("places", [[70], [0, 1, 150, 299]])
+@pytest.mark.parametrize(("places", "ahead"), [([70], False), ([0, 1, 150, 299], False), ([0, 1, 150, 299], True)])
 def test_a_row_that_violates_a_constraint_costs_its_event_alone(
-    places: list[int], url: str, database: Database
+    places: list[int], ahead: bool, url: str, database: Database
 ) -> None:
     records = poisoned(log(300), places)
     query_write(database.owner_url, UNLIKED)
     loop = make_loop(url)
     assign(loop)
-    feed(loop, records, sizes(1, 200))
+    feed(loop, records, sizes(1, 200), ahead=ahead)
     letters = query(database.owner_url, LETTERS, "CONSTRAINT")
     assert [offset for offset, *_ in letters] == places
     assert all("unliked" in detail and POISON not in detail for *_, detail in letters)
