@@ -162,5 +162,6 @@ class Intake:
         except BaseException:
             self.idle.set()  # nothing more will come of it
             raise
-        reach("before_acknowledge")
-        self.app.consumer.acknowledge({TP(topic, partition): at for (topic, partition), at in durable.items()})
+        if durable:
+            reach("before_acknowledge")
+            self.app.consumer.acknowledge({TP(topic, partition): at for (topic, partition), at in durable.items()})
