@@ -20,8 +20,8 @@ from pipeline.known import Known
 from pipeline.support import Ints, UserTable
 
 # Users per call of the ranker. Padding to one of few sizes keeps a row's result independent of the others, to the bit:
-# matrix kernels give the same rows at any of these sizes, but not below four rows.
-CHUNK_SIZES = (8, 16, 32, 64, 128)
+# matrix kernels give the same rows at any of these sizes, but not below 16, where they divide long sums in other ways.
+CHUNK_SIZES = range(16, 129, 16)
 
 
 class Reading(NamedTuple):
