@@ -21,7 +21,7 @@ from models.inner_loop import InnerStep
 from models.inner_losses import CrossEntropy, HonestQuadratic, InnerLoss
 from models.item_tables import ItemTables
 from models.learners import HONEST, InnerSteps
-from models.logit_reading import LOSS_LIMIT, capped_loss, contest, ranks_of, weighted_sums
+from models.logit_reading import LOSS_LIMIT, capped_loss, chances, contest, ranks_of, weighted_sums
 from models.memories import TAU, Memories
 from models.meta_parameters import MetaParameters
 from models.popularity import bucket_of
@@ -219,7 +219,7 @@ class Ranker:
         """Chance of every item [U, W], or of the candidates and last the items in rows [U, C + 1]."""
         tau = self._inner.tau if tau is None else tau
         if candidates is None:
-            return torch.softmax(tau * logits, 1)
+            return chances(logits, tau)
         scaled = tau * logits.gather(1, torch.cat([candidates.columns, rows[:, None]], 1))
         return predict(scaled[:, :-1], scaled[:, -1:], candidates, rows)
 

@@ -129,7 +129,7 @@ class Start:
         total = self.with_neighbours(plain, support, tasks)
         if support.repeats is not None:
             total.scatter_add_(1, support.rows, support.repeats)
-        logits, items = highest(total, min(BONUS_SLOTS, total.shape[1]), ordered=False)
+        logits, items = highest(total, min(BONUS_SLOTS, total.shape[1]))
         bonus = logits - plain.gather(1, items)
         plain.scatter_(1, items, logits)
         return items, bonus

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.support import Ints, UserTable
+from pipeline.support import TAIL, Ints, UserTable, tail_length
 
 
 @dataclass(slots=True)
@@ -125,6 +125,16 @@ def earlier(groups: Ints, counted: NDArray[np.bool_]) -> Ints:
 
 def _seen(table: UserTable, slots: Ints) -> tuple[NDArray[np.int32], Ints]:
     """Seen (+item_no) and dismissed (-item_no) items of these users, one after the other, and how many are whose."""
-    seen = [table.seen(slot) for slot in slots.tolist()]
-    marks = np.concatenate(seen) if seen else np.zeros(0, np.int32)
-    return marks, np.fromiter(map(len, seen), np.int64, len(seen))
+    lengths = table.num_seen[slots]
+    in_slot = np.arange(TAIL) < tail_length(lengths)[:, None]
+    recent = table.recent_seen[slots]
+    long = np.flatnonzero(lengths >= TAIL).tolist()
+    if not long:
+        return recent[in_slot], lengths
+    # Few users have more than their slots hold: those between two of them are taken at once.
+    parts, first = list[NDArray[np.int32]](), 0
+    for place in long:
+        parts += [recent[first:place][in_slot[first:place]], table.seen(int(slots[place]))]
+        first = place + 1
+    parts.append(recent[first:][in_slot[first:]])
+    return np.concatenate(parts), np.minimum(lengths, table.seen_horizon)
