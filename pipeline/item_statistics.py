@@ -99,7 +99,8 @@ class ItemStatistics:
         epoch_offset: the multiple of EPOCH as of which `counts` hold.
         counts: [B, item_no] float32, by item_no so that a growing catalogue moves nothing.
         pending_buckets, pending_items: positives since, oldest first, not yet in `counts`.
-        unsaved: whether `counts` have changed since they were committed.
+        unsaved: whether `counts` have changed since they were written.
+        num_saved: how many of those pending have been written beside these counts.
         pairs: pairs counted online, where the version lets them.
         saved_pairs: what the database had of them, until a version takes them up.
 
@@ -111,6 +112,7 @@ class ItemStatistics:
     pending_buckets: list[int] = field(default_factory=list)
     pending_items: list[int] = field(default_factory=list)
     unsaved: bool = True
+    num_saved: int = 0
     pairs: OnlinePairs | None = None
     saved_pairs: SavedPairs | None = None
 

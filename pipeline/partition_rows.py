@@ -43,7 +43,8 @@ SAVE_STATISTICS = """INSERT INTO innerloop.item_statistics
     VALUES (%s, %s, %s, %s, %s, %s, %s)
     ON CONFLICT (topic, partition) DO UPDATE SET epoch_offset = excluded.epoch_offset, item_nos = excluded.item_nos,
     counts = excluded.counts, pending_buckets = excluded.pending_buckets, pending_items = excluded.pending_items"""
-SAVE_PENDING = """UPDATE innerloop.item_statistics SET epoch_offset = %s, pending_buckets = %s, pending_items = %s
+ADD_PENDING = """UPDATE innerloop.item_statistics SET epoch_offset = %s,
+    pending_buckets = pending_buckets || %s::smallint[], pending_items = pending_items || %s::integer[]
     WHERE topic = %s AND partition = %s"""
 SAVE_PAIRS = """INSERT INTO innerloop.pair_snapshots
     (topic, partition, meta_version, epoch_offset, item_nos, others, counts, scales, users)
@@ -116,9 +117,10 @@ def popular_rows(topic: str, popular: Mapping[int, Lists], version: int) -> Iter
 def statistics_rows(topic: str, statistics: Mapping[int, ItemStatistics]) -> Iterator[Statement]:
     """Write item statistics: all counts once an epoch, what has been added since then otherwise."""
     for partition, held in statistics.items():
-        pending = _array(held.pending_buckets), _array(held.pending_items)
+        first = 0 if held.unsaved else held.num_saved
+        pending = _array(held.pending_buckets[first:]), _array(held.pending_items[first:])
         if not held.unsaved:
-            yield SAVE_PENDING, (held.epoch_offset, *pending, topic, partition)
+            yield ADD_PENDING, (held.epoch_offset, *pending, topic, partition)
             continue
         counts = held.counts.numpy()
         used = np.flatnonzero(counts.any(0))
@@ -161,7 +163,7 @@ def pair_rows(topic: str, statistics: Mapping[int, ItemStatistics]) -> Iterator[
 def mark_saved(statistics: Mapping[int, ItemStatistics]) -> None:
     """Say that what was changed is on its way; should it not arrive, statistics are read again."""
     for held in statistics.values():
-        held.unsaved = False
+        held.unsaved, held.num_saved = False, len(held.pending_items)
         if held.pairs and held.pairs.snapshot_due:
             held.pairs.snapshot_due, held.pairs.epochs = False, 0
 
@@ -172,7 +174,9 @@ def _statistics_of(row: tuple[Any, ...], half_life: float) -> ItemStatistics:
     stored = np.frombuffer(counts, "<f4").reshape(-1, len(item_nos)) if item_nos else np.zeros((NUM_BUCKETS, 0), "<f4")
     dense = torch.zeros(NUM_BUCKETS, max(item_nos, default=0) + 1)
     dense[:, item_nos] = torch.from_numpy(stored.copy())
-    return ItemStatistics(epoch_offset, dense, half_life, list(buckets), list(items), unsaved=False)
+    return ItemStatistics(
+        epoch_offset, dense, half_life, list(buckets), list(items), unsaved=False, num_saved=len(items)
+    )
 
 
 def _array(numbers: Sequence[float]) -> str:
