@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import os
 import random
 import signal
@@ -105,6 +106,8 @@ class _Worker:
         tasks = [asyncio.create_task(step) for step in steps]
         for task in tasks:
             task.add_done_callback(self._ended)
+        gc.collect()
+        gc.freeze()  # what is there stays: walking through it takes 100 ms and more, amid the stream
         await self.app.start()
         await self.stopped.wait()
         return await self._end(tasks)
