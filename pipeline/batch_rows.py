@@ -42,6 +42,8 @@ STATE_COLUMNS = (
     "track", "adapter_events", "adapter_use", "meta_version", "top_items", "top_scores", "recent_ids", "recent_bodies",
     "recent_seen", "num_seen", "due_us",
 )  # fmt: skip
+# Read from the source at once: for every read the thread has to get hold of the interpreter, which is computing.
+COPY_BYTES = 2**20
 COPY_USERS = f"COPY incoming_user_state ({', '.join(STATE_COLUMNS)}) FROM STDIN (FORMAT binary)"
 # In one order of users everywhere, so that two transactions cannot wait for each other.
 MERGE_USERS = f"""INSERT INTO innerloop.user_state ({", ".join(STATE_COLUMNS)}, updated_at)
@@ -107,7 +109,7 @@ class BatchRows:
         since `forgotten` looked.
         """
         for copy, source in self.copies:  # into the session's own tables: nothing that others wait for is locked yet
-            cursor.copy_expert(copy, source)
+            cursor.copy_expert(copy, source, COPY_BYTES)
         move_positions(cursor, self.advances)
         forgotten.refuse(cursor, self.users)
         write_dead_letters(cursor, self.dead_letters)
