@@ -6,6 +6,7 @@ tables of the window's first half of the users, over a stream about as long as w
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -28,7 +29,15 @@ class Judged(NamedTuple):
     pays: bool
 
 
-def judge(ranker: Ranker, interactions: Interactions, first: int, unseen: Tensor, *, seed: int) -> Judged:
+def judge(
+    ranker: Ranker,
+    interactions: Interactions,
+    first: int,
+    unseen: Tensor,
+    progress: Callable[[int, int], None],
+    *,
+    seed: int,
+) -> Judged:
     """Compare pairs as they are counted with those of the version, paired by user.
 
     `unseen` [all events]: events that may be judged, from number `first` on; at random as many as cost allows.
@@ -37,19 +46,24 @@ def judge(ranker: Ranker, interactions: Interactions, first: int, unseen: Tensor
     order = torch.randperm(len(events), generator=torch.Generator().manual_seed(seed))
     chosen = torch.zeros_like(unseen)
     chosen[events[order[: MOST_SCORES // interactions.num_items]]] = True
-    online, brought = (_figures(ranker, interactions, first, chosen, pairs_online=online) for online in (True, False))
+    figures, done, most = list[Tensor](), 0, 2 * int(chosen.sum())
+    for pairs_online in (True, False):
+        for some in _figures(ranker, interactions, first, chosen, pairs_online=pairs_online):
+            figures.append(some)
+            done += len(some)
+            progress(done, most)
+    online, brought = torch.cat(figures).chunk(2)
     gains = user_means(online - brought, interactions.users[chosen])
     error = float(gains.std()) / max(len(gains), 1) ** 0.5
     return Judged(interval(gains, seed=seed), float(gains.mean()) > error)
 
 
-def _figures(ranker: Ranker, interactions: Interactions, first: int, chosen: Tensor, *, pairs_online: bool) -> Tensor:
-    """Set nDCG@10 of the start before the chosen events, in their order."""
-    figures = list[Tensor]()
+def _figures(
+    ranker: Ranker, interactions: Interactions, first: int, chosen: Tensor, *, pairs_online: bool
+) -> Iterator[Tensor]:
+    """Set nDCG@10 of the start before the chosen events, in their order, some at a time."""
     for now, side in epochs(ranker, interactions, first, pairs_online=pairs_online):
         for events in torch.split(now[chosen[now]], _CHUNK):
             if len(events):
                 start = ranker.start(side.tasks_before(events), side.priors)
-                query = following(side.history, interactions.items, events, QUERY)
-                figures.append(set_ndcg(query_ranks(start, query)))
-    return torch.cat(figures)
+                yield set_ndcg(query_ranks(start, following(side.history, interactions.items, events, QUERY)))

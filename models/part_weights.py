@@ -38,6 +38,7 @@ _CHUNK = 64
 
 
 Figures = Callable[[Tensor, Tensor, Tensor], Tensor]  # of scored, query and weights; [E]
+Progress = Callable[[int, int], None]
 
 
 class Sample(NamedTuple):
@@ -60,7 +61,9 @@ class Weighed(NamedTuple):
     parts_off: tuple[str, ...]
 
 
-def weigh(ranker: Ranker, interactions: Interactions, first: int, unseen: Tensor, *, seed: int) -> Weighed:
+def weigh(
+    ranker: Ranker, interactions: Interactions, first: int, unseen: Tensor, progress: Progress, *, seed: int
+) -> Weighed:
     """Choose by the events of mask `unseen` [all events] from number `first` on, replayed as a worker serves them.
 
     A part is off unless these users gain by it.
@@ -68,8 +71,9 @@ def weigh(ranker: Ranker, interactions: Interactions, first: int, unseen: Tensor
     initial = ranker.parameters.part_weights
     if not len(_chosen(interactions, unseen, seed)):
         return Weighed(initial, ())
+    progress(0, len(initial))
     sample = _sampled(ranker, interactions, first, unseen, seed=seed)
-    kept, off = without_idle_parts(sample, _searched(sample, initial))
+    kept, off = without_idle_parts(sample, _searched(sample, initial, progress))
     return Weighed(kept, tuple(ranker.parameters.parts[part - 1] for part in off))
 
 
@@ -86,7 +90,7 @@ def without_idle_parts(sample: Sample, weights: Tensor) -> tuple[Tensor, list[in
     return weights, off
 
 
-def _searched(sample: Sample, initial: Tensor) -> Tensor:
+def _searched(sample: Sample, initial: Tensor, progress: Progress) -> Tensor:
     """Weights [B, 1 + P], bucket by bucket where there are events to decide, initial ones elsewhere."""
     rows = []
     for bucket, row in enumerate(initial):
@@ -97,6 +101,7 @@ def _searched(sample: Sample, initial: Tensor) -> Tensor:
         if decides:
             weights = search(sample.scored[mine], sample.query[mine], sample.users[mine], weights, stream_figures)
         rows.append(weights)
+        progress(len(rows), len(initial))
     return torch.stack(rows)
 
 

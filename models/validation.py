@@ -163,21 +163,18 @@ def _start(later: Later, neutral: Choices) -> tuple[MetaParameters, Weighed, mem
 
 
 def _weighed(later: Later, fitted: MetaParameters) -> Weighed:
-    later.tell("weigh the parts", 0, 1)
-    weighed = weigh(later.ranker(fitted), later.window.interactions, later.cut, later.unseen, seed=later.window.seed)
-    later.tell("weigh the parts", 1, 1)
-    return weighed
+    window, progress = later.window, partial(later.tell, "weigh the parts")
+    return weigh(later.ranker(fitted), window.interactions, later.cut, later.unseen, progress, seed=window.seed)
 
 
 def _pairs(later: Later, neutral: Choices) -> pair_judgement.Judged:
     """Judge whether pairs are counted online."""
-    window = later.window
-    later.tell("judge pairs counted online", 0, 1)
+    window, progress = later.window, partial(later.tell, "judge pairs counted online")
     half, unseen = split(window.interactions, pair_judgement.FIT_SHARE)
+    later.tell("fit tables on the first half", 0, 1)
     ranker = later.ranker(fit(window.before(half), neutral))
-    judged = pair_judgement.judge(ranker, window.interactions, half, unseen, seed=window.seed)
-    later.tell("judge pairs counted online", 1, 1)
-    return judged
+    later.tell("fit tables on the first half", 1, 1)
+    return pair_judgement.judge(ranker, window.interactions, half, unseen, progress, seed=window.seed)
 
 
 def _memories(later: Later, parameters: MetaParameters) -> memory_tuning.Mixed:
@@ -205,7 +202,7 @@ def _repeats(later: Later, ranker: Ranker) -> repeat_fitting.Repeats:
     """Fit repeats on all events of the later part: what users return to depends on nothing that was fitted before."""
     window, interactions = later.window, later.window.interactions
     mask = limited(interactions, torch.arange(len(interactions)) >= later.cut, window.seed, SHARED_LOGITS)
-    replay = replay_start(ranker, interactions, later.cut, mask, lambda _done, _total: None)
+    replay = replay_start(ranker, interactions, later.cut, mask, partial(later.tell, "fit repeats"))
     support = earlier(History.of(interactions.users), interactions.items, replay.events, window.support_size)
     return repeat_fitting.tune(replay, support, seed=window.seed)
 

@@ -7,7 +7,7 @@ part), for everybody alike; everything is fitted and chosen on events before the
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from zlib import crc32
 
@@ -46,7 +46,7 @@ class Request:
     mapping: Path | None = None
     phase: Phase = "test"
     query: Query = "gap"
-    peers: Sequence[str] = backtest_peers.DEFAULT
+    peers: Sequence[str] = field(default_factory=backtest_peers.usual)
     seed: int = 0
     max_users: int = 50_000
     judged_users: int = 2_000
@@ -136,6 +136,7 @@ def scene_of(settings: Settings, request: Request, progress: Stages) -> Scene:
         home=settings.home,
         progress=progress,
     )
+    notes += backtest_peers.notes_on(request.peers)
     encoder = resolve_encoder(settings.encoder, device=settings.device)
     return Scene(log, notes, types, encoder, backtest_model.embed(log, encoder, settings.home, progress))
 

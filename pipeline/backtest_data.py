@@ -57,7 +57,7 @@ def load_log(
     else:
         events = _read(data, source)
         texts = texts_of_file(items) if items else {}
-    collector = collect(events, most_users=most_users, progress=lambda done: progress("read events", done, done + 1))
+    collector = collect(events, most_users=most_users, progress=lambda done: progress("read events", done, None))
     progress("read events", 1, 1)
     log = collector.log(texts, (types.positive, types.weight))
     if not log.positive.any():

@@ -6,7 +6,7 @@ Tuning sees validation users of the fit part only, the same ones for every peer.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
@@ -73,6 +73,17 @@ class Named:
     peer: Peer
     settings: dict[str, Any]
     fit_seconds: float
+
+
+def usual() -> tuple[str, ...]:
+    """The peers of a backtest that names none: those of DEFAULT that are installed."""
+    return tuple(name for name in DEFAULT if name != "als" or find_spec("implicit") is not None)
+
+
+def notes_on(names: Sequence[str]) -> list[str]:
+    """Say which usual peer is missing because it is not installed."""
+    left_out = tuple(names) == usual() != DEFAULT
+    return ["ALS was left out: it needs implicit (pip install 'innerloop[als]')."] if left_out else []
 
 
 def check_available(names: Iterable[str]) -> None:

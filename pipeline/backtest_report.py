@@ -35,9 +35,10 @@ th {{ text-align: right; color: #5b6875; font-weight: 600; border-bottom: 1px so
 td {{ text-align: right; border-bottom: 1px solid #eef1f4; padding: 5px 8px; white-space: nowrap }}
 th:first-child, td:first-child {{ text-align: left; white-space: normal; min-width: 12em }}
 tr.own td {{ font-weight: 600 }} td.better {{ color: #0b6e4f }} td.worse {{ color: #c8553d }}
-svg {{ max-width: 100%; height: auto }} .scroll {{ overflow-x: auto }}
+svg {{ max-width: 100%; height: auto; display: block; margin: 0 auto }} .scroll {{ overflow-x: auto }}
 .pair {{ display: flex; flex-wrap: wrap; gap: 20px; align-items: center }} .pair > * {{ flex: 1 1 300px }}
 .note {{ color: #5b6875; font-size: 13.5px; margin: 8px 0 0 }} li {{ margin: 3px 0 }}
+pre {{ white-space: pre-wrap; overflow-wrap: anywhere; font-size: 12.5px }} summary {{ cursor: pointer }}
 </style></head><body><main>{body}</main></body></html>
 """
 
@@ -115,7 +116,7 @@ def _tiles(result: StreamResult) -> str:
     ]
     if result.peers:
         best = result.ahead(result.peers[0]).metrics[PRIMARY]
-        tiles.append((f"{best.mean:+.4f}", f"ahead of {TITLES[result.peers[0]]}"))
+        tiles.append((f"{best.mean:+.4f}", f"against {TITLES[result.peers[0]]}"))
     shown = "".join(f"<div class='tile'><b>{value}</b><span>{escape(name)}</span></div>" for value, name in tiles)
     return f"<div class='tiles'>{shown}</div>"
 
@@ -211,10 +212,12 @@ def _method(found: dict[str, Any]) -> str:
         else "People take the same things again here, so all items are ranked, seen ones included.",
         "A user counts once; intervals are 95 % bootstraps over users, and differences are paired.",
         *found["notes"],
-        *(f"{TITLES[name]}: {json.dumps(settings)}" for name, settings in found["settings"].items()),
-        f"Meta-training: {json.dumps(found['training'], default=str)}",
     ]
-    return "<ul class='note'>" + "".join(f"<li>{escape(line)}</li>" for line in said) + "</ul>"
+    chosen = {TITLES[name]: settings for name, settings in found["settings"].items()}
+    chosen["meta-training"] = found["training"]
+    lines = "\n".join(f"{name}: {json.dumps(settings, default=str)}" for name, settings in chosen.items())
+    details = f"<details class='note'><summary>What was chosen</summary><pre>{escape(lines)}</pre></details>"
+    return "<ul class='note'>" + "".join(f"<li>{escape(line)}</li>" for line in said) + f"</ul>{details}"
 
 
 def _short(name: str) -> str:

@@ -43,7 +43,12 @@ Query = Annotated[
     Literal["gap", "adjacent"], typer.Option(help="static only: look for events 21 to 40, or for the next 20.")
 ]
 Peers = Annotated[
-    str, typer.Option(help="Comma-separated; also sasrec (slow) and repeats; `none` for innerloop alone.")
+    str | None,
+    typer.Option(
+        help="Comma-separated: popular, popular-online, popular-by-position, item-knn, ease, als (as far as installed, "
+        "the default), sasrec (slow), repeats; `none` for innerloop alone.",
+        show_default=False,
+    ),
 ]
 RecipeName = Annotated[
     str | None, typer.Option("--recipe", help="Hyperparameters by `innerloop search`: their name, or a .toml file.")
@@ -75,7 +80,7 @@ def backtest(
     protocol: Protocol = "stream",
     phase: Phase = "test",
     query: Query = "gap",
-    peers: Peers = "popular,popular-online,popular-by-position,item-knn,ease,als",
+    peers: Peers = None,
     recipe: RecipeName = None,
     seed: Seed = 0,
     max_users: MaxUsers = 50_000,
@@ -117,7 +122,7 @@ def backtest(
         mapping=mapping,
         phase=phase,
         query=query,
-        peers=() if peers == "none" else tuple(name.strip() for name in peers.split(",") if name.strip()),
+        peers=_peers(peers),
         seed=seed,
         max_users=max_users,
         judged_users=judged_users,
@@ -125,6 +130,14 @@ def backtest(
         recipe=recipe_named(settings, recipe),
     )
     wanted.write(run_static(settings, request) if protocol == "static" else run_stream(settings, request))
+
+
+def _peers(names: str | None) -> tuple[str, ...]:
+    from pipeline.backtest_peers import usual
+
+    if names is None:
+        return usual()
+    return () if names == "none" else tuple(name.strip() for name in names.split(",") if name.strip())
 
 
 @dataclass(frozen=True)

@@ -78,7 +78,7 @@ def produce(
     settings = Settings.load()
     broker, topic, pace = settings.broker_address(), settings.topic_interactions, Pace(rate, speed_up)
     with open_source(file, format) as source:
-        _report(feed(broker, topic, source, convert, pace=pace, limit=limit), json)
+        _report(feed(broker, topic, source, convert, pace=pace, limit=limit), json, wanted=EVENT_FIELDS)
 
 
 def items(file: File, rate: Rate = None, limit: Limit = None, format: Format = None, json: AsJson = False) -> None:
@@ -106,10 +106,15 @@ def items(file: File, rate: Rate = None, limit: Limit = None, format: Format = N
     settings = Settings.load()
     with open_source(file, format) as source:
         fed = feed(settings.broker_address(), settings.topic_items, source, item_record, pace=Pace(rate), limit=limit)
-    _report(fed, json)
+    _report(fed, json, wanted=ITEM_FIELDS)
 
 
-def _report(fed: Fed, json: bool) -> None:
+EVENT_FIELDS = "an event needs user_id, item_id, type and ts; --mapping FILE.toml says where yours are found"
+ITEM_FIELDS = "an item needs item_id and a text: title, description and the like, see --help"
+
+
+def _report(fed: Fed, json: bool, *, wanted: str) -> None:
+    """Print how it went; where no line at all was good, also what such lines look like."""
     if json:
         emit_json(fed.as_json())
     else:
@@ -117,5 +122,6 @@ def _report(fed: Fed, json: bool) -> None:
         lost = f", {fed.failed:,} not delivered" if fed.failed else ""
         print(f"{fed.sent:,} sent to {fed.topic} in {fed.seconds:.1f} s{refused}{lost}")
     if not fed.complete:
-        say("innerloop: not every line was sent; the lines are named above")
+        mend = f"; {wanted}" if fed.malformed and not fed.sent else ""
+        say(f"innerloop: not every line was sent; the lines are named above{mend}")
         raise typer.Exit(1)

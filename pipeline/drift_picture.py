@@ -4,13 +4,28 @@ from __future__ import annotations
 
 import base64
 import io
+from html import escape
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from pipeline.drift_reading import History
+from pipeline.drift_reading import History, in_words
 from schemas.errors import ConfigurationError
 
+_PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<title>innerloop: drift, decisions, versions</title><style>
+:root {{ color-scheme: light }}
+body {{ font: 15px/1.55 system-ui, "Segoe UI", "DejaVu Sans", sans-serif; color: #1d2733; background: #fff }}
+body {{ max-width: 1000px; margin: 0 auto; padding: 24px 20px 48px }}
+h1 {{ font-size: 24px; margin: 0 0 12px }} h2 {{ font-size: 18px; margin: 24px 0 8px }} img {{ max-width: 100% }}
+pre {{ background: #f6f7f9; border-radius: 8px; padding: 12px 16px; font-size: 13px; white-space: pre-wrap }}
+</style></head><body><h1>Drift: what was found, and what was decided</h1>
+<img alt="loss, what the detectors saw, decisions and versions over time" src="data:image/png;base64,{image}">
+<h2>The newest decisions</h2>
+{decisions}</body></html>
+"""
+_MOST_WORDS = 20
 ADAPTED, START, WORSE, BETTER, VERSION = "#0b6e4f", "#6fb98f", "#c8553d", "#7a8a99", "#3b5b92"
 _MARKS = {"retrain": ("^", WORSE), "wait": (".", BETTER), "no": ("x", BETTER)}
 
@@ -28,15 +43,13 @@ def check(path: Path) -> None:
 
 
 def save(found: History, path: Path) -> None:
-    """Draw to a .png, or to an .html that holds one. Raises PictureUnavailable."""
+    """Draw to a .png, or to an .html that holds one and the decisions in words. Raises PictureUnavailable."""
     check(path)
     payload = png(found)
     if path.suffix == ".html":
-        image = base64.b64encode(payload).decode()
-        head = '<!doctype html><meta charset="utf-8"><title>innerloop: drift, decisions, versions</title>'
-        words = "loss, what the detectors saw, decisions and versions over time"
-        page = f'{head}<img style="max-width:100%" alt="{words}" src="data:image/png;base64,{image}">'
-        payload = page.encode()
+        words = [f"<pre>{escape(in_words(decision))}</pre>" for decision in found.decisions[:_MOST_WORDS]]
+        image, decisions = base64.b64encode(payload).decode(), "\n".join(words) or "<p>None yet.</p>"
+        payload = _PAGE.format(image=image, decisions=decisions).encode()
     path.write_bytes(payload)
 
 

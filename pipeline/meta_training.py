@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 import time
+from collections.abc import Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -82,8 +84,10 @@ def run(
     check_schema(engine)
     check_role(engine, "writer")
     with stages() as progress:
-        window = _window(settings, interactions_file, mapping_file, progress)
+        # The catalogue first: what is wrong with it is told before a long history is read.
         texts = _texts(settings, items_file)
+        window = _window(settings, interactions_file, mapping_file, progress)
+        _tell_missing(set(window.items), texts)
         learnt = learn(settings, window, texts, seed=seed, method=method, recipe=recipe, progress=progress)
     columns = learnt.columns
     registered = registry.register(
@@ -167,10 +171,7 @@ def _window(settings: Settings, path: str | None, mapping_file: Path | None, pro
         broker = settings.broker_address()
         erased = training_data.erasures_of_topic(broker, settings.topic_erasures)
         events = training_data.events_of_topic(broker, settings.topic_interactions, mapping, erased=erased)
-    # How many there will be is not known before they are read.
-    window = training_data.collect(
-        events, weight_of_types(settings), lambda done: progress("read events", done, done + 1)
-    )
+    window = training_data.collect(events, weight_of_types(settings), lambda done: progress("read events", done, None))
     progress("read events", len(window.users), len(window.users))
     return window
 
@@ -178,7 +179,22 @@ def _window(settings: Settings, path: str | None, mapping_file: Path | None, pro
 def _texts(settings: Settings, path: str | None) -> dict[str, str]:
     if path:
         return training_data.texts_of_file(path)
-    return training_data.texts_of_topic(settings.broker_address(), settings.topic_items)
+    try:
+        broker = settings.broker_address()
+    except ConfigurationError as missing:
+        raise ConfigurationError(f"no catalogue: give --items FILE, or let its topic be read: {missing}") from None
+    return training_data.texts_of_topic(broker, settings.topic_items)
+
+
+def _tell_missing(items: Set[str], texts: dict[str, str]) -> None:
+    """Say before the long part that texts are missing: it may be a forgotten option, or a catalogue never fed."""
+    missing = len(items - texts.keys())
+    if missing:
+        print(
+            f"{missing:,} of {len(items):,} items have no text and teach nothing about new ones: "
+            "give --items FILE, or feed them with `innerloop items`",
+            file=sys.stderr,
+        )
 
 
 def _embeddings(

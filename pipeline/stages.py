@@ -16,8 +16,8 @@ PLAIN_SECONDS = 5.0
 class Stages(Protocol):
     """Shows how far each named stage is."""
 
-    def __call__(self, stage: str, done: int, total: int) -> None:
-        """Say that `done` of `total` steps of a stage are finished."""
+    def __call__(self, stage: str, done: int, total: int | None) -> None:
+        """Say that `done` of `total` steps of a stage are finished; None where nobody knows how many there are."""
 
 
 def stages() -> PlainStages | BarStages:
@@ -26,16 +26,17 @@ def stages() -> PlainStages | BarStages:
 
 
 class PlainStages:
-    """One line when a stage ends, and one every few seconds within a long one."""
+    """One line when a stage begins, one when it ends, and one every few seconds within a long one."""
 
     def __init__(self) -> None:
-        self._last = time.monotonic()
+        self._stage, self._last = "", time.monotonic()
 
-    def __call__(self, stage: str, done: int, total: int) -> None:
+    def __call__(self, stage: str, done: int, total: int | None) -> None:
         """Say that `done` of `total` steps of a stage are finished."""
-        if done >= total or time.monotonic() - self._last >= PLAIN_SECONDS:
-            self._last = time.monotonic()
-            print(f"{stage}: {done:,} of {total:,}", file=sys.stderr, flush=True)
+        ends = total is not None and done >= total
+        if ends or stage != self._stage or time.monotonic() - self._last >= PLAIN_SECONDS:
+            self._stage, self._last = stage, time.monotonic()
+            print(f"{stage}: {done:,}{'' if total is None else f' of {total:,}'}", file=sys.stderr, flush=True)
 
     def __enter__(self) -> Self:
         return self
@@ -55,7 +56,7 @@ class BarStages:
         self._progress: Progress = Progress(*columns, console=Console(stderr=True))
         self._tasks: dict[str, TaskID] = {}
 
-    def __call__(self, stage: str, done: int, total: int) -> None:
+    def __call__(self, stage: str, done: int, total: int | None) -> None:
         """Say that `done` of `total` steps of a stage are finished."""
         if stage not in self._tasks:
             self._tasks[stage] = self._progress.add_task(stage, total=total)

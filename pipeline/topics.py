@@ -188,7 +188,13 @@ def connecting(broker: str, client: Callable[..., Any], **configs: Any) -> Any:
             bootstrap_servers=list(address.servers), bootstrap_timeout_ms=5_000, **address.security(), **configs
         )
     except (KafkaError, OSError) as away:
-        raise BrokerUnavailable(f"no Kafka broker answers at {hosts(broker)} (INNERLOOP_BROKER): {away}") from None
+        # A client that is refused is only told that the connection has ended.
+        refused = (
+            "" if address.protocol == "PLAINTEXT" else ", or it refuses the login, its mechanism or the certificate"
+        )
+        raise BrokerUnavailable(
+            f"no Kafka broker answers at {hosts(broker)} (INNERLOOP_BROKER){refused}: {away}"
+        ) from None
 
 
 def _partition_counts(admin: KafkaAdminClient, topics: Iterable[str]) -> dict[str, int]:

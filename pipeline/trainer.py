@@ -275,7 +275,7 @@ class Trainer:
         for sha256 in registry.collect_orphans(self._engine, self._artefacts):
             log.info("an unfinished artefact was deleted", sha256=sha256)
 
-    def _tell(self, stage: str, done: int, total: int) -> None:
+    def _tell(self, stage: str, done: int, total: int | None) -> None:
         self._check()
         self._progress(stage, done, total)
 

@@ -32,7 +32,7 @@ def read(
         load_mapping(settings.mapping) if settings.mapping else None,
         window_ms=window_ms,
         erased=erased,
-        progress=lambda done: progress("read the window", done, done + 1),
+        progress=lambda done: progress("read the window", done, None),
     )
     progress("read the window", len(found), len(found))
     return found

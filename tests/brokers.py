@@ -18,6 +18,7 @@ from kafka import KafkaAdminClient
 from kafka.admin import ACL, ACLOperation, ACLPermissionType, ResourcePattern, ResourceType
 
 from pipeline import embedded_broker
+from pipeline.broker import MECHANISMS
 
 KAFKA_VERSION = "4.1.0"
 SLF4J_VERSION = "1.7.36"
@@ -54,7 +55,8 @@ class Tansu:
 class ApacheKafka:
     """One KRaft node whose data stays in `folder`: `kill9` and `restart` keep the log and the ports."""
 
-    def __init__(self, folder: pathlib.Path) -> None:
+    def __init__(self, folder: pathlib.Path, *, scram: tuple[str, ...] = ()) -> None:
+        """Format the folder; `scram` are credentials to begin with, as StorageTool writes them."""
         port, controller_port = free_ports(2)
         self.folder = folder
         self.address = f"127.0.0.1:{port}"
@@ -62,8 +64,9 @@ class ApacheKafka:
         self._properties.write_text(_server_properties(folder, port, controller_port))
         self._classpath = f"{kafka_jars()}/*"
         self._process: subprocess.Popen[bytes] | None = None
-        identity = str(uuid.uuid4())
-        _checked([*self._java(), "kafka.tools.StorageTool", "format", "-t", identity, "-c", str(self._properties)])
+        words = ["format", "-t", str(uuid.uuid4()), "-c", str(self._properties)]
+        words += [word for one in scram for word in ("--add-scram", one)]
+        _checked([*self._java(), "kafka.tools.StorageTool", *words])
 
     def start(self) -> Self:
         with (self.folder / "kafka.log").open("ab") as log:
@@ -117,35 +120,59 @@ class ApacheKafka:
 
 
 class SecuredKafka(ApacheKafka):
-    """The same with a second door, for clients that trust its certificate and know the password."""
+    """The same with two more doors, for clients that trust its certificate: one asks for a login, one for their own."""
 
     USER, PASSWORD = "shop", "pass/word@1"
 
     def __init__(self, folder: pathlib.Path) -> None:
-        super().__init__(folder)
-        (port,) = free_ports(1)
-        self._secured, self._certificate = f"127.0.0.1:{port}", folder / "certificate.pem"
-        key, keystore = folder / "key.pem", folder / "keystore.pem"
-        request = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=127.0.0.1"]
-        request += ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(self._certificate)]
-        _checked(request)
-        keystore.write_text(key.read_text() + self._certificate.read_text())
+        credentials = f"[name={self.USER},password={self.PASSWORD}]"
+        super().__init__(folder, scram=tuple(f"{mechanism}={credentials}" for mechanism in MECHANISMS[1:]))
+        self._with_login, self._with_certificate = (f"127.0.0.1:{port}" for port in free_ports(2))
+        self._own, self._clients = Certificate(folder, "broker"), Certificate(folder, "client")
         properties = self._properties.read_text()
         doors = [line for line in properties.splitlines() if line.startswith(("listeners=", "advertised.listeners="))]
-        module = "org.apache.kafka.common.security.plain.PlainLoginModule required"
+        modules = "org.apache.kafka.common.security"
+        login = "listener.name.sasl_ssl"
         lines = [
-            *(f"{line},SASL_SSL://{self._secured}" for line in doors),  # what is said last counts
-            "listener.security.protocol.map=CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT,SASL_SSL:SASL_SSL",
-            "sasl.enabled.mechanisms=PLAIN",
-            f'listener.name.sasl_ssl.plain.sasl.jaas.config={module} user_{self.USER}="{self.PASSWORD}";',
+            # what is said last counts
+            *(f"{line},SASL_SSL://{self._with_login},SSL://{self._with_certificate}" for line in doors),
+            "listener.security.protocol.map=CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT,SASL_SSL:SASL_SSL,SSL:SSL",
+            f"sasl.enabled.mechanisms={','.join(MECHANISMS)}",
+            f"{login}.plain.sasl.jaas.config={modules}.plain.PlainLoginModule required "
+            f'user_{self.USER}="{self.PASSWORD}";',
+            *(
+                f"{login}.{mechanism.lower()}.sasl.jaas.config={modules}.scram.ScramLoginModule required;"
+                for mechanism in MECHANISMS[1:]
+            ),
             "ssl.keystore.type=PEM",
-            f"ssl.keystore.location={keystore}",
+            f"ssl.keystore.location={self._own.both}",
+            "ssl.truststore.type=PEM",
+            f"ssl.truststore.location={self._clients.certificate}",
+            "listener.name.ssl.ssl.client.auth=required",
         ]
         self._properties.write_text(properties + "\n".join(lines) + "\n")
 
-    def secured_address(self, password: str) -> str:
+    def address_with_login(self, password: str, mechanism: str) -> str:
         """As INNERLOOP_BROKER has it."""
-        return f"sasl_ssl://{self.USER}:{quote(password, safe='')}@{self._secured}?ca={self._certificate}"
+        login = f"{self.USER}:{quote(password, safe='')}"
+        return f"sasl_ssl://{login}@{self._with_login}?mechanism={mechanism}&ca={self._own.certificate}"
+
+    def address_with_certificate(self) -> str:
+        return f"{self.address_without_certificate()}&cert={self._clients.certificate}&key={self._clients.key}"
+
+    def address_without_certificate(self) -> str:
+        return f"ssl://{self._with_certificate}?ca={self._own.certificate}"
+
+
+class Certificate:
+    """A certificate that signs itself, its key, and a file of both, as Kafka wants them."""
+
+    def __init__(self, folder: pathlib.Path, name: str) -> None:
+        self.key, self.certificate, self.both = (folder / f"{name}-{part}.pem" for part in ("key", "cert", "both"))
+        request = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", f"/CN={name}"]
+        request += ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(self.key), "-out", str(self.certificate)]
+        _checked(request)
+        self.both.write_text(self.key.read_text() + self.certificate.read_text())
 
 
 def why_no_kafka() -> str | None:

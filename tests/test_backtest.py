@@ -12,6 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 from pipeline import backtest_figures as figures
+from pipeline import backtest_peers
 from pipeline.backtest import limited_cases
 from pipeline.backtest_static import judge_scores
 from pipeline.cli import app
@@ -157,3 +158,14 @@ def test_static_scores_are_ranked_without_what_is_masked() -> None:
     found = judge_scores(scores, [(np.array([29]), np.array([28, 0, 1, 2, 3]))])
     ideal = (1 / np.log2(np.arange(5) + 2)).sum()
     assert found[0].tolist() == pytest.approx([1 / ideal, 0.2])
+
+
+def test_without_als_installed_a_backtest_takes_the_other_peers_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert (backtest_peers.usual(), backtest_peers.notes_on(backtest_peers.DEFAULT)) == (backtest_peers.DEFAULT, [])
+    monkeypatch.setattr(backtest_peers, "find_spec", lambda _name: None)
+    assert backtest_peers.usual() == tuple(name for name in backtest_peers.DEFAULT if name != "als")
+    backtest_peers.check_available(backtest_peers.usual())
+    assert "innerloop[als]" in backtest_peers.notes_on(backtest_peers.usual())[0]
+    assert backtest_peers.notes_on(["ease"]) == [], "whoever names peers knows which"
+    with pytest.raises(backtest_peers.PeerUnavailable, match=r"innerloop\[als\]"):
+        backtest_peers.check_available(["als"])

@@ -10,15 +10,13 @@ from typing import Any
 import pytest
 from faust.types import TP
 
-from pipeline.broker import Broker, hosts
+from pipeline.broker import MECHANISMS, Broker, hosts
 from pipeline.chunks import Fetch
 from pipeline.outbox import Outbox
 from pipeline.topics import BrokerUnavailable, ensure_topics, read_topic
 from pipeline.transport import stream_app
 from schemas.errors import ConfigurationError
 from tests.brokers import SecuredKafka, why_no_kafka
-
-TOPIC = "interactions"
 
 
 def test_a_plain_address_is_a_list_of_hosts() -> None:
@@ -65,24 +63,40 @@ def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SecuredKafka]:
     kafka.stop()
 
 
+def address_of(secured: SecuredKafka, way: str) -> str:
+    """The address of a door: by a mechanism's name with a login, else with a certificate."""
+    if way in MECHANISMS:
+        return secured.address_with_login(secured.PASSWORD, way)
+    return secured.address_with_certificate()
+
+
 @pytest.mark.kafka
-def test_a_broker_behind_tls_and_a_login_is_fed_read_and_streamed(secured: SecuredKafka) -> None:
-    address = secured.secured_address(secured.PASSWORD)
-    assert ensure_topics(address, {TOPIC: {}}, 1) == [TOPIC]
-    with Outbox(address, TOPIC) as outbox:
+@pytest.mark.parametrize("way", [*MECHANISMS, "certificate"])
+def test_a_broker_behind_tls_and_a_login_is_fed_read_and_streamed(secured: SecuredKafka, way: str) -> None:
+    address, topic = address_of(secured, way), f"interactions-{way}"
+    assert ensure_topics(address, {topic: {}}, 1) == [topic]
+    with Outbox(address, topic) as outbox:
         outbox.send(1, b"u1", b"click")
-    assert [record.value for record in read_topic(address, TOPIC)] == [b"click"]
-    assert asyncio.run(first_fetch(address)) == [b"click"]
+    assert [record.value for record in read_topic(address, topic)] == [b"click"]
+    assert asyncio.run(first_fetch(address, topic)) == [b"click"]
 
 
 @pytest.mark.kafka
-def test_a_wrong_password_is_said_to_be_one(secured: SecuredKafka) -> None:
+@pytest.mark.parametrize("mechanism", MECHANISMS)
+def test_a_wrong_password_is_said_to_be_possible_and_not_repeated(secured: SecuredKafka, mechanism: str) -> None:
     with pytest.raises(BrokerUnavailable) as refused:
-        ensure_topics(secured.secured_address("wrong-password"), {TOPIC: {}}, 1)
+        ensure_topics(secured.address_with_login("wrong-password", mechanism), {"t": {}}, 1)
+    assert "refuses the login" in str(refused.value)
     assert "wrong-password" not in str(refused.value)
 
 
-async def first_fetch(address: str) -> list[bytes | None]:
+@pytest.mark.kafka
+def test_who_shows_no_certificate_where_one_is_wanted_is_refused(secured: SecuredKafka) -> None:
+    with pytest.raises(BrokerUnavailable, match=r"the certificate"):
+        ensure_topics(secured.address_without_certificate(), {"t": {}}, 1)
+
+
+async def first_fetch(address: str, topic_name: str) -> list[bytes | None]:
     """Values of what a worker's Faust app reads first."""
     fetches = asyncio.Queue[Fetch]()
 
@@ -93,8 +107,10 @@ async def first_fetch(address: str) -> list[bytes | None]:
         async for fetch in stream.noack():
             await fetches.put(fetch)
 
-    app = stream_app(broker=address, group="g", session_timeout_seconds=6, max_records=10, positions=positions)
-    topic = app.topic(TOPIC, value_serializer="raw", key_serializer="raw", acks=False)
+    app = stream_app(
+        broker=address, group=f"g-{topic_name}", session_timeout_seconds=6, max_records=10, positions=positions
+    )
+    topic = app.topic(topic_name, value_serializer="raw", key_serializer="raw", acks=False)
     app.agent(topic, name="deliver", concurrency=1)(deliver)
     app.finalize()
     await app.start()

@@ -126,6 +126,33 @@ def test_produce_reports_bad_lines_by_number_and_exits_1(deployment: dict[str, s
     assert done.stderr.splitlines()[1].startswith("line 3: BAD_TYPE: ")
 
 
+@pytest.mark.parametrize(
+    ("command", "remedy"), [("produce", "--mapping FILE.toml"), ("items", "needs item_id and a text")]
+)
+def test_a_file_without_one_good_line_is_answered_with_what_a_line_needs(
+    deployment: dict[str, str], command: str, remedy: str
+) -> None:
+    done = innerloop(command, "-", "--format", "csv", stdin="foo,bar\n1,2\n", **deployment)
+    assert done.returncode == 1
+    assert remedy in done.stderr
+
+
+def test_meta_train_says_before_it_reads_a_history_that_no_catalogue_is_given(
+    deployment: dict[str, str], database: Database
+) -> None:
+    alone = {"DATABASE_URL": database.writer_url, "HOME": deployment["HOME"]}
+    refused = innerloop("meta-train", "not-read.jsonl", **alone)
+    assert (refused.returncode, "give --items FILE" in refused.stderr) == (78, True), refused.stderr
+
+
+def test_meta_train_tells_items_without_text_while_it_begins(deployment: dict[str, str], database: Database) -> None:
+    variables = {**deployment, "DATABASE_URL": database.writer_url, "ENCODER": "hashed"}
+    done = innerloop("meta-train", "-", stdin=json.dumps(EVENT), **variables)
+    assert done.returncode == 0, done.stderr
+    assert "1 of 1 items have no text" in done.stderr
+    assert "fit tables on everything: 0 of 1" in done.stderr, "a stage is told when it begins"
+
+
 def test_produce_of_good_lines_exits_0_and_passes_bad_ones_when_told(deployment: dict[str, str]) -> None:
     good = innerloop("produce", "-", stdin=json.dumps(EVENT), **deployment)
     assert (good.returncode, good.stdout.split(" in ")[0]) == (0, "1 sent to interactions")

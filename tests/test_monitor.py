@@ -463,7 +463,9 @@ def test_the_commands_say_what_was_decided_and_draw_it(url: str, database: Datab
     assert "labels an hour" in told.stdout, "how much users do is reported"
     assert (tmp_path / "drift.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     assert command(database.reader_url, "explain", "--out", str(tmp_path / "drift.html")).returncode == 0
-    assert "data:image/png;base64,iVBOR" in (tmp_path / "drift.html").read_text()
+    page = (tmp_path / "drift.html").read_text()
+    assert "data:image/png;base64,iVBOR" in page
+    assert "refit     saves 0.3000" in page, "in words as well"
 
 
 def test_an_operator_freezes_once_and_the_audit_knows(url: str) -> None:

@@ -96,6 +96,9 @@ def test_meta_training_on_small_data_beats_popularity_for_new_users_and_can_be_w
     assert {"gain_of_inner_step", "start_set_ndcg", "seed", "events"} <= set(report)
     assert all(0 <= done <= total for _, done, total in stages)
     assert stages[-1] == ("fit tables on everything", 1, 1)
+    assert {stage for stage, done, total in stages if done < total} == {stage for stage, *_ in stages}, (
+        "each is told early"
+    )
     again = from_bytes(to_bytes(parameters))
     assert torch.equal(again.item_in, parameters.item_in)
 

@@ -48,7 +48,11 @@ class Deployment:
     session_timeout_seconds: int = 2  # as Tansu allows; Apache Kafka refuses less than 6
 
     def settings(self, **more: object) -> dict[str, str]:
-        values = {
+        """The settings as variables, for a process."""
+        return {f"INNERLOOP_{name.upper()}": str(value) for name, value in self.values(**more).items()}
+
+    def values(self, **more: object) -> dict[str, Any]:
+        return {
             "broker": self.broker,
             "database_url": self.database.writer_url,
             "home": self.home,
@@ -59,7 +63,6 @@ class Deployment:
             "partitions": NUM_PARTITIONS,
             **more,
         }
-        return {f"INNERLOOP_{name.upper()}": str(value) for name, value in values.items()}
 
     def make_topics(self) -> None:
         topics.ensure_topics(self.broker, {TOPIC: {}, "items": topics.COMPACTED, "erasures": {}}, NUM_PARTITIONS)

@@ -5,19 +5,24 @@ from __future__ import annotations
 import random
 import signal
 import time
+from collections import Counter
 from contextlib import closing
 from datetime import timedelta
 from typing import Any
 
 import psycopg2
 import pytest
+import torch
 from sqlalchemy import text
 
 from pipeline import drift_reading, promotion, registry, versions
 from pipeline.artefacts import Artefacts
+from pipeline.erasures import ask as wish
 from pipeline.promotion import Watched
 from pipeline.requests import LEASE_SECONDS
+from pipeline.settings import Settings
 from pipeline.synthetic import item_id
+from pipeline.trainer import Trainer
 from pipeline.versions import Change
 from schemas.database import connect_engine
 from tests.brokers import Tansu
@@ -121,6 +126,32 @@ def test_two_trainers_share_the_requests_and_sigterm_gives_one_back(deployment: 
     with trainer(deployment, "one", "--once") as one, trainer(deployment, "other", "--once") as other:
         assert (one.wait(), other.wait()) == (0, 0), one.log + other.log
     assert_one_version_each_and_no_orphan(deployment, 3)
+
+
+def test_who_asks_to_be_forgotten_is_left_out_and_who_asks_while_it_learns_marks_the_version(
+    deployment: Deployment,
+) -> None:
+    ask(deployment)
+    keys = Counter(message.key for message in stream(1500, users=100) if message.key)
+    before, *meanwhile = (key.decode() for key, _ in keys.most_common(3))
+    wish(deployment.broker, "erasures", before)
+
+    def tell(stage: str, done: int, _total: int | None) -> None:
+        if (stage, done) == ("fit tables on everything", 0):
+            for user in (*meanwhile, "a-stranger"):
+                wish(deployment.broker, "erasures", user)
+
+    settings = Settings(**deployment.values(torch_threads=torch.get_num_threads(), promote_events=10**6))
+    engine = connect_engine(deployment.database.writer_url)
+    Trainer(settings, engine, deployment.broker, tell).work(once=True)
+    engine.dispose()
+    ((users, marks),) = query(
+        deployment.database.reader_url,
+        "SELECT provenance -> 'users', ARRAY[provenance -> 'erased_before', provenance -> 'erased_meanwhile'] "
+        "FROM innerloop.meta_versions WHERE request = 1",
+    )
+    assert marks == [1, 2], "the stranger taught it nothing"
+    assert users < len(keys), "who had asked before is not learnt from"
 
 
 def test_a_request_that_holds_nothing_to_learn_from_fails_with_its_reason(deployment: Deployment) -> None:
