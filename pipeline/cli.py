@@ -100,8 +100,10 @@ def _stop(error: Exception, code: int) -> None:
 
 def _first_line(error: Exception) -> str:
     # SQLAlchemy's text goes on with the statement and a link; the driver's own error is what happened.
-    lines = str(getattr(error, "orig", None) or error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    orig = getattr(error, "orig", None)
+    lines = str(orig or error).strip().splitlines()
+    where = "the database (INNERLOOP_DATABASE_URL): " if orig and not orig.pgcode else ""  # it was not reached
+    return where + (lines[0] if lines else type(error).__name__)
 
 
 def _correctable() -> tuple[type[Exception], ...]:

@@ -137,6 +137,14 @@ def test_a_file_without_one_good_line_is_answered_with_what_a_line_needs(
     assert remedy in done.stderr
 
 
+def test_a_database_that_is_not_reached_is_named_by_its_setting(tmp_path: Path) -> None:
+    url = "postgresql://writer:secret@127.0.0.1:1/innerloop"
+    away = innerloop("status", BROKER="127.0.0.1:1", DATABASE_URL=url, HOME=str(tmp_path))
+    assert (away.returncode, away.stderr.count("\n")) == (1, 1)
+    assert "INNERLOOP_DATABASE_URL" in away.stderr
+    assert "secret" not in away.stderr
+
+
 def test_meta_train_says_before_it_reads_a_history_that_no_catalogue_is_given(
     deployment: dict[str, str], database: Database
 ) -> None:

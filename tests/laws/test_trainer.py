@@ -136,7 +136,7 @@ def test_who_asks_to_be_forgotten_is_left_out_and_who_asks_while_it_learns_marks
     before, *meanwhile = (key.decode() for key, _ in keys.most_common(3))
     wish(deployment.broker, "erasures", before)
 
-    def tell(stage: str, done: int, _total: int | None) -> None:
+    def tell(stage: str, done: int, total: int | None) -> None:
         if (stage, done) == ("fit tables on everything", 0):
             for user in (*meanwhile, "a-stranger"):
                 wish(deployment.broker, "erasures", user)
