@@ -87,7 +87,8 @@ def numbered(window: Window) -> Columns:
     """Sort by event time, ties as they were read, and number users and items. Raises NothingToLearn."""
     if not window.users:
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in window.rejected.most_common(3))
-        raise NothingToLearn(f"no positive event to learn from{f' (rejected: {reasons})' if reasons else ''}")
+        mend = "; --mapping FILE.toml says where your fields are found" if "MISSING_FIELD" in window.rejected else ""
+        raise NothingToLearn(f"no positive event to learn from{f' (rejected: {reasons})' if reasons else ''}{mend}")
     times = np.array(window.times, np.int64)
     order = np.argsort(times, kind="stable")
     item_ids = tuple(sorted(set(window.items), key=str.encode))

@@ -77,6 +77,8 @@ def test_many_events_of_one_moment_keep_their_order(tmp_path: Path) -> None:
 def test_without_a_positive_event_the_reasons_are_named(tmp_path: Path) -> None:
     with pytest.raises(NothingToLearn, match=r"no positive event to learn from \(rejected: 2 BAD_JSON\)"):
         training_data.numbered(window_of(tmp_path / "events.jsonl", "{", "[", event(1, type="impression")))
+    with pytest.raises(NothingToLearn, match=r"2 MISSING_FIELD\); --mapping FILE.toml"):
+        training_data.numbered(window_of(tmp_path / "foreign.jsonl", '{"who": 1}', '{"who": 2}'))
 
 
 def test_the_topic_gives_the_same_window_as_the_file_it_was_fed_from(broker: Tansu, tmp_path: Path) -> None:
