@@ -74,6 +74,8 @@ def surest(figures: Tensor) -> int:
     Judged by the mean gain over users less its standard error.
     """
     gains = figures - figures[0]
+    if gains.shape[1] < 2:
+        return 0  # one user has no spread to tell chance by
     least = gains.mean(1) - gains.std(1) / gains.shape[1] ** 0.5
     best = int(least.argmax())
     return best if float(least[best]) > 0 else 0

@@ -58,8 +58,8 @@ def load_log(
         events = _read(data, source)
         texts = texts_of_file(items) if items else {}
     collector = collect(events, most_users=most_users, progress=lambda done: progress("read events", done, None))
-    progress("read events", 1, 1)
     log = collector.log(texts, (types.positive, types.weight))
+    progress("read events", len(log.users), len(log.users))
     if not log.positive.any():
         raise NothingToLearn(f"{data}: {_nothing_in(source, collector.rejected)}")
     return log, source.notes + _notes(log, most_users)

@@ -29,13 +29,13 @@ class PlainStages:
     """One line when a stage begins, one when it ends, and one every few seconds within a long one."""
 
     def __init__(self) -> None:
-        self._stage, self._last = "", time.monotonic()
+        self._stage, self._ended, self._last = "", False, time.monotonic()
 
     def __call__(self, stage: str, done: int, total: int | None) -> None:
         """Say that `done` of `total` steps of a stage are finished."""
-        ends = total is not None and done >= total
-        if ends or stage != self._stage or time.monotonic() - self._last >= PLAIN_SECONDS:
-            self._stage, self._last = stage, time.monotonic()
+        begins, ends = stage != self._stage, total is not None and done >= total
+        if begins or (ends and not self._ended) or time.monotonic() - self._last >= PLAIN_SECONDS:
+            self._stage, self._ended, self._last = stage, ends, time.monotonic()
             print(f"{stage}: {done:,}{'' if total is None else f' of {total:,}'}", file=sys.stderr, flush=True)
 
     def __enter__(self) -> Self:

@@ -134,6 +134,7 @@ def test_a_setting_is_the_default_one_unless_validation_users_say_otherwise() ->
     assert surest(noise) == 0
     better = noise + torch.tensor([[0.0], [0.0], [0.01]])
     assert surest(better) == 2
+    assert surest(better[:, :1]) == 0, "of one user chance knows no limits"
 
 
 def test_the_track_forgets() -> None:

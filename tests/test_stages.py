@@ -11,6 +11,7 @@ def test_a_stage_is_told_when_it_begins_when_it_ends_and_not_at_every_step(capsy
     with PlainStages() as progress:
         for done in range(4):
             progress("weigh", done, 3)
+        progress("weigh", 3, 3)  # the last step, and then the end
         progress("judge", 1_000, 2_000)
     assert capsys.readouterr().err.splitlines() == ["weigh: 0 of 3", "weigh: 3 of 3", "judge: 1,000 of 2,000"]
 
