@@ -49,6 +49,10 @@ class Sample(NamedTuple):
     users: Tensor
     buckets: Tensor
 
+    def select(self, mask: Tensor) -> Sample:
+        """Keep the events of a mask [E]."""
+        return Sample(*(column[mask] for column in self))
+
     def figures(self, weights: Tensor) -> Tensor:
         """`stream_figures` [E] under weights [B, 1 + P]."""
         return stream_figures(self.scored, self.query, weights[self.buckets])
@@ -73,7 +77,8 @@ def weigh(
         return Weighed(initial, ())
     progress(0, len(initial))
     sample = _sampled(ranker, interactions, first, unseen, seed=seed)
-    kept, off = without_idle_parts(sample, _searched(sample, initial, progress))
+    searched = _searched(sample, initial, progress)
+    kept, off = without_idle_parts(sample, where_parts_pay(sample, searched, gains_of_parts(sample, initial, seed=seed)))
     return Weighed(kept, tuple(ranker.parameters.parts[part - 1] for part in off))
 
 
@@ -83,11 +88,55 @@ def without_idle_parts(sample: Sample, weights: Tensor) -> tuple[Tensor, list[in
     for part in range(1, weights.shape[1]):
         without = weights.clone()
         without[:, part] = 0.0
-        without = without / without.sum(1, keepdim=True).clamp(min=1e-6)
+        without[:, 0] += without.sum(1) == 0  # something has to rank
+        without = without / without.sum(1, keepdim=True)
         if user_means(sample.figures(weights) - sample.figures(without), sample.users).mean() <= 0:
             weights = without
             off.append(part)
     return weights, off
+
+
+def where_parts_pay(sample: Sample, weights: Tensor, gains: Tensor) -> Tensor:
+    """Weights [B, 1 + P], popularity alone in buckets whose users do not gain by the item-item parts together.
+
+    The search begins at what was best elsewhere and ends no more than half-way from there. Where items say nothing of
+    one another that would leave half of what they say elsewhere. gains [E]: what users gained over popularity under
+    weights that they did not choose. All users together decide, and of a bucket its own where they surely differ.
+    """
+    supported = sample.buckets > 0
+    common = _surely_gain(gains[supported], sample.users[supported])
+    pay = torch.full((len(weights),), common)
+    for bucket in sample.buckets.unique().tolist():
+        mine = sample.buckets == bucket
+        differs = _surely_gain(-gains[mine] if common else gains[mine], sample.users[mine])
+        pay[bucket] = common != differs
+    pay[0] = True  # without a support there is popularity only, whatever the weights
+    return torch.where(pay[:, None], weights, _alone(weights))
+
+
+def gains_of_parts(sample: Sample, initial: Tensor, *, seed: int) -> Tensor:
+    """What weights searched on the other half of the users gain [E] over popularity alone."""
+    users, number = torch.unique(sample.users, return_inverse=True)
+    half = torch.randperm(len(users), generator=torch.Generator().manual_seed(seed))[number] % 2 == 0
+    gains = torch.zeros(len(half))
+    for judged in (half, ~half):
+        weights = _searched(sample.select(~judged), initial, lambda _done, _total: None)
+        judges = sample.select(judged)
+        gains[judged] = judges.figures(weights) - judges.figures(_alone(weights))
+    return gains
+
+
+def _alone(weights: Tensor) -> Tensor:
+    """Weights of popularity alone, as many [B, 1 + P]."""
+    alone = torch.zeros_like(weights)
+    alone[:, 0] = 1.0
+    return alone
+
+
+def _surely_gain(gains: Tensor, users: Tensor) -> bool:
+    """Whether the mean over users of gains [E] is more than its standard error."""
+    mine = user_means(gains, users)
+    return len(mine) > 1 and float(mine.mean()) > float(mine.std()) / len(mine) ** 0.5
 
 
 def _searched(sample: Sample, initial: Tensor, progress: Progress) -> Tensor:
