@@ -77,8 +77,8 @@ def weigh(
         return Weighed(initial, ())
     progress(0, len(initial))
     sample = _sampled(ranker, interactions, first, unseen, seed=seed)
-    searched = _searched(sample, initial, progress)
-    kept, off = without_idle_parts(sample, where_parts_pay(sample, searched, gains_of_parts(sample, initial, seed=seed)))
+    searched, gains = _searched(sample, initial, progress), gains_of_parts(sample, initial, seed=seed)
+    kept, off = without_idle_parts(sample, where_parts_pay(sample, searched, gains))
     return Weighed(kept, tuple(ranker.parameters.parts[part - 1] for part in off))
 
 
