@@ -106,7 +106,7 @@ def where_parts_pay(sample: Sample, weights: Tensor, gains: Tensor) -> Tensor:
     supported = sample.buckets > 0
     common = _surely_gain(gains[supported], sample.users[supported])
     pay = torch.full((len(weights),), common)
-    for bucket in sample.buckets.unique().tolist():
+    for bucket in torch.unique(sample.buckets).tolist():
         mine = sample.buckets == bucket
         differs = _surely_gain(-gains[mine] if common else gains[mine], sample.users[mine])
         pay[bucket] = common != differs
