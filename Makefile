@@ -8,6 +8,8 @@ STAMP := $(VENV)/installed
 # What demo leaves and what referee writes
 OUT ?= out
 ARGS ?=
+# as `innerloop` has it: threads that spin while they wait are ruinous on a busy machine
+export OMP_WAIT_POLICY ?= PASSIVE
 
 .PHONY: help install demo test test-long test-compose check format bench bench-drift referee clean
 

@@ -63,7 +63,7 @@ def _candidates(scores: Tensor, k: int) -> tuple[Tensor, Tensor | None]:
 
 def _chosen(scores: Tensor, k: int) -> Tensor:
     """Columns [U, k] of the k highest scores of every row [U, X], ascending; of equal ones any."""
-    if scores.is_cuda:
+    if scores.device.type != "cpu":
         return scores.topk(k, dim=1, sorted=False).indices
     rows = scores.numpy()
     taken = rows >= np.sort(rows, axis=1)[:, -k, None]  # a mask is read faster than an order is found
@@ -82,7 +82,7 @@ def _best(scores: Tensor, columns: Tensor, k: int) -> Tensor:
     bits = (scores + 0.0).view(torch.int32)  # + 0.0: -0.0 equals 0.0
     ordered = ((bits >> 31) & _SIGN).bitwise_xor_(bits)
     keys = (ordered.long() << 32).bitwise_or_(_LOW - columns)
-    if keys.is_cuda:
+    if keys.device.type != "cpu":
         best = keys.topk(k, dim=1).values
     else:
         keys.numpy().sort(axis=1)

@@ -30,6 +30,10 @@ from schemas.errors import ConfigurationError
 
 FAILED, CONFIGURATION = 1, 78
 
+# Threads that wait for each other by spinning take the cores from those that they wait for: on a busy machine a product
+# in two threads took twelve times as long (tests/benchmarks/LOG.md). Read when torch is loaded.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 app = typer.Typer(
     name="innerloop",
     help="""
