@@ -138,23 +138,26 @@ class Intake:
     async def pump(self) -> None:
         """Bring what waits into the database and acknowledge it, for ever.
 
-        A batch is computed while the one before is being committed; that is waited for only when nothing else waits.
+        In a backlog a batch is computed while the one before is being committed. Where less than a batch waits, the
+        commit is waited for: what comes meanwhile makes the next batch larger, and an event of a large one costs less.
         """
         while True:
             ready, held = self.loop.ready(self._waiting)
             chunks, later = cut(ready, self._most_events)
-            self._waiting = later + held
-            if chunks:
+            is_backlog = sum(len(chunk.records) for chunk in chunks) >= self._settings.batch_events
+            if chunks and (is_backlog or self.idle.is_set()):
+                self._waiting = later + held
                 self.idle.clear()
                 await self._acknowledge(partial(self.loop.begin, chunks))
                 continue
             taken = await self.inbox.take(wait=self.idle.is_set())
-            self._waiting = self._waiting + taken  # as it is after the wait, in which a rebalance may have emptied it
-            if self.inbox.has_gap:
-                await self.app.consumer.perform_seek()
             if not taken and not self.idle.is_set():
                 await self._acknowledge(self.loop.settle)
                 self.idle.set()
+                taken = await self.inbox.take(wait=False)
+            self._waiting = self._waiting + taken  # as it is after the wait, in which a rebalance may have emptied it
+            if self.inbox.has_gap:
+                await self.app.consumer.perform_seek()
 
     async def _acknowledge(self, step: Callable[[], dict[Place, int]]) -> None:
         try:

@@ -30,6 +30,7 @@ class Loop:
     def __init__(self) -> None:
         self.positions = {(TOPIC, 0): AT}
         self.applied: list[int] = []
+        self.steps: list[str] = []
         self.skipped = 0
         self.num_taken_over = self.num_held = 0
         self.during_take_over: Callable[[], Awaitable[None]] | None = None
@@ -46,12 +47,14 @@ class Loop:
         durable = dict(self.positions)
         batch = micro_batch(chunks, {0: self.positions[TOPIC, 0]}, parse_interaction)
         self.applied += batch.offset.tolist()
+        self.steps.append(f"begin {len(batch.offset)}")
         for advance in batch.advances:
             self.skipped += advance.skipped
             self.positions[TOPIC, 0] = advance.next_offset
         return durable
 
     def settle(self) -> dict[tuple[str, int], int]:
+        self.steps.append("settle")
         return dict(self.positions)
 
 
@@ -208,6 +211,41 @@ def test_what_a_take_over_brings_while_partitions_move_again_waits_for_the_next_
         await scene.consumer.perform_seek()
         await scene.drain()
         all_arrive(scene)
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("waiting", "steps"),
+    [
+        ([5, 5, 0, 5], ["begin 5", "settle", "begin 10", "settle"]),  # less than batch_events=10
+        ([15, 10, 0], ["begin 15", "begin 10", "settle"]),
+    ],
+)
+def test_a_batch_is_begun_before_the_one_in_hand_is_durable_only_where_a_whole_one_waits(
+    waiting: list[int], steps: list[str]
+) -> None:
+    """What has come, by the time that a step begins: while less waits, the commit lets the next batch grow."""
+    chunks, start = list[list[Chunk]](), 0
+    for num in waiting:
+        part = LOG[start : start + num]
+        chunks.append([Chunk(TOPIC, 0, start, start + num, part)] if num else [])
+        start += num
+
+    async def scenario() -> None:
+        scene = Scene()
+        scene.loop.positions[TOPIC, 0] = 0
+
+        async def take(*, wait: bool = True) -> list[Chunk]:
+            if wait and not chunks:
+                await asyncio.sleep(3600)
+            return chunks.pop(0) if chunks else []
+
+        scene.intake.inbox.take = take  # type: ignore[method-assign]
+        pump = asyncio.create_task(scene.intake.pump())
+        await asyncio.sleep(0.05)
+        pump.cancel()
+        assert scene.loop.steps == steps
 
     asyncio.run(scenario())
 
