@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from models.logit_reading import ranks_of
 from models.ranker import Ranker
 from models.tasks import TaskBatch
 
@@ -66,18 +67,18 @@ def attribute(ranker: Ranker, tasks: TaskBatch, priors: Tensor, row: int) -> Att
     whole = logits[0, listed]
     parts = _parts(ranker, user.taken([0]), priors, listed)
     parts[TASTE] = (whole - offset) / scale - parts[POPULARITY] - parts[BONUS] - parts[ADAPTER]
+    names = TASTE, POPULARITY, BONUS, ADAPTER
+    without = torch.cat([torch.stack([whole - scale * parts[name] for name in names]), logits[1:, listed]])
+    variants = torch.cat([whole[None], without])
+    rank, *ranks = ranks_of(variants, torch.full((len(variants),), place, device=variants.device)).tolist()
+    worth = [scale * float(parts[name][place]) for name in names] + (whole[place] - logits[1:, row]).tolist()
+    shares = dict(zip([*names, *slots.tolist()], map(Share, worth, ranks), strict=True))
     return Attribution(
         float(whole[place]),
         offset,
-        _rank(whole, place),
-        {
-            name: Share(scale * float(parts[name][place]), _rank(whole - scale * parts[name], place))
-            for name in (TASTE, POPULARITY, BONUS, ADAPTER)
-        },
-        {
-            slot: Share(float(whole[place] - without[place]), _rank(without, place))
-            for slot, without in zip(slots.tolist(), logits[1:, listed], strict=True)
-        },
+        rank,
+        {name: shares[name] for name in names},
+        {slot: shares[slot] for slot in slots.tolist()},
     )
 
 
@@ -91,7 +92,3 @@ def _parts(ranker: Ranker, user: TaskBatch, priors: Tensor, listed: Tensor) -> d
         BONUS: bonus[listed],
         ADAPTER: factors @ served.deviation[0],
     }
-
-
-def _rank(logits: Tensor, place: int) -> int:
-    return 1 + int((logits > logits[place]).sum()) + int((logits[:place] == logits[place]).sum())

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from models.episodes import Interactions, following
-from models.figures import Interval, interval, query_ranks, set_ndcg, user_means
+from models.figures import Interval, interval, query_ranks, set_ndcg, surely_gain, user_means
 from models.ranker import Ranker
 from models.replay import QUERY, epochs
 
@@ -54,8 +54,7 @@ def judge(
             progress(done, most)
     online, brought = torch.cat(figures).chunk(2)
     gains = user_means(online - brought, interactions.users[chosen])
-    error = float(gains.std()) / max(len(gains), 1) ** 0.5
-    return Judged(interval(gains, seed=seed), float(gains.mean()) > error)
+    return Judged(interval(gains, seed=seed), surely_gain(gains))
 
 
 def _figures(

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from models import popularity
 from models.episodes import History, Interactions, earlier, following
-from models.figures import query_ranks, set_ndcg, user_means
+from models.figures import query_ranks, set_ndcg, surely_gain, user_means
 from models.ranker import Ranker
 from models.replay import QUERY, epochs
 
@@ -104,11 +104,11 @@ def where_parts_pay(sample: Sample, weights: Tensor, gains: Tensor) -> Tensor:
     weights that they did not choose. All users together decide, and of a bucket its own where they surely differ.
     """
     supported = sample.buckets > 0
-    common = _surely_gain(gains[supported], sample.users[supported])
+    common = surely_gain(user_means(gains[supported], sample.users[supported]))
     pay = torch.full((len(weights),), common)
     for bucket in torch.unique(sample.buckets).tolist():
         mine = sample.buckets == bucket
-        differs = _surely_gain(-gains[mine] if common else gains[mine], sample.users[mine])
+        differs = surely_gain(user_means(-gains[mine] if common else gains[mine], sample.users[mine]))
         pay[bucket] = common != differs
     pay[0] = True  # without a support there is popularity only, whatever the weights
     return torch.where(pay[:, None], weights, _alone(weights))
@@ -131,12 +131,6 @@ def _alone(weights: Tensor) -> Tensor:
     alone = torch.zeros_like(weights)
     alone[:, 0] = 1.0
     return alone
-
-
-def _surely_gain(gains: Tensor, users: Tensor) -> bool:
-    """Whether the mean over users of gains [E] is more than its standard error."""
-    mine = user_means(gains, users)
-    return len(mine) > 1 and float(mine.mean()) > float(mine.std()) / len(mine) ** 0.5
 
 
 def _searched(sample: Sample, initial: Tensor, progress: Progress) -> Tensor:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from models.figures import Interval, interval, query_ranks, set_ndcg, surest, user_means
+from models.figures import Interval, interval, query_ranks, set_ndcg, surely_gain, surest, user_means
 from models.popularity import NUM_BUCKETS, bucket_of
 from models.repeats import COUNT_STARTS, LIMIT, SHAPE, bonuses, cells
 from models.replay import Replay
@@ -53,7 +53,7 @@ def tune(replay: Replay, support: Tensor, *, seed: int) -> Repeats:
     gains = [_judged(replay, slots, query, half, seed) for query in queries]
     best = max(range(len(queries)), key=lambda number: float(gains[number].mean()))
     gain = gains[best]
-    if len(gain) < 2 or float(gain.mean()) <= float(gain.std()) / len(gain) ** 0.5:
+    if not surely_gain(gain):
         return OFF._replace(gain=interval(gain, seed=seed))
     profile, temperatures = _fit(replay, slots, queries[best], torch.arange(len(support)), seed)
     return Repeats(profile, _ranked(replay, slots, profile, temperatures), interval(gain, seed=seed))

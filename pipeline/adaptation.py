@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,6 +41,16 @@ from pipeline.task_batches import TaskBatches
 from schemas.event_types import CODES, DEFAULT_EVENT_TYPES
 
 
+class Taught(Protocol):
+    """What an event type teaches: label 1 liked, 0 refused, None exposure only."""
+
+    @property
+    def label(self) -> int | None: ...  # noqa: D102 - said above
+
+    @property
+    def weight(self) -> float: ...  # noqa: D102 - how strongly
+
+
 @dataclass(frozen=True, slots=True)
 class Types:
     """Label and weight of each event type, by its stored code."""
@@ -49,13 +60,14 @@ class Types:
     weight: NDArray[np.float32]
 
     @classmethod
-    def of(cls, overrides: Mapping[str, tuple[int | None, float]]) -> Types:
-        """Tabulate the default event types, with (label, weight) of those that the settings change."""
+    def of(cls, overrides: Mapping[str, Taught]) -> Types:
+        """Tabulate the default event types, with those that the settings change."""
         size = len(DEFAULT_EVENT_TYPES)
         table = cls(np.zeros(size, bool), np.zeros(size, bool), np.zeros(size, np.float32))
-        for code, (name, default_label, default_weight) in enumerate(DEFAULT_EVENT_TYPES):
-            label, weight = overrides.get(name, (default_label, default_weight))
-            table.positive[code], table.dismissal[code], table.weight[code] = label == 1, label == 0, weight
+        for code, default in enumerate(DEFAULT_EVENT_TYPES):
+            kind: Taught = overrides.get(default.name, default)
+            table.positive[code], table.dismissal[code] = kind.label == 1, kind.label == 0
+            table.weight[code] = kind.weight
         return table
 
 

@@ -126,7 +126,7 @@ def run_static(settings: Settings, request: Request) -> backtest_static.StaticRe
 
 def scene_of(settings: Settings, request: Request, progress: Stages) -> Scene:
     """Read the data and encode its texts."""
-    types = Types.of({name: (kind.label, kind.weight) for name, kind in settings.event_types.items()})
+    types = Types.of(settings.event_types)
     log, notes = load_log(
         request.data,
         items=request.items,

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from pipeline.batching import Parse
-from pipeline.chunks import Chunk, cut
+from pipeline.chunks import Chunk, count_records, cut
 from pipeline.session import RowRefused
 from schemas.events import Rejected
 
@@ -37,7 +37,7 @@ def by_halves(
         step(chunks, parse)
     except RowRefused as found:
         again()
-        num_records = sum(len(chunk.records) for chunk in chunks)
+        num_records = count_records(chunks)
         if num_records > 1:
             for half in cut(chunks, num_records // 2):
                 by_halves(step, half, parse, again=again, refused=refused)

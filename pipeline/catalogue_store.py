@@ -12,6 +12,7 @@ from psycopg2.extras import execute_values
 from pipeline.batching import Advance, DeadLetter
 from pipeline.catalogue import ListedItem
 from pipeline.partition_rows import move_positions, write_dead_letters
+from pipeline.session import Session
 from pipeline.store import Store
 from schemas.events import CatalogueItem, Withdrawal
 
@@ -35,7 +36,7 @@ NUMBER_ITEMS = """INSERT INTO innerloop.items (item_id, known, available)
 ITEM_NUMBERS = "SELECT item_id, item_no FROM innerloop.items WHERE item_id = ANY(%s)"
 
 
-def read_items(store: Store) -> tuple[int, list[ListedItem]]:
+def read_items(store: Store | Session) -> tuple[int, list[ListedItem]]:
     """The newest snapshot's number and every item."""
     with store.transaction() as cursor:
         cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")

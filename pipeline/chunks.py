@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+Place = tuple[str, int]  # topic, partition
+
 
 class Record(Protocol):
     """What is read of a Kafka record; `timestamp` is Kafka's, in ms."""
@@ -66,14 +68,19 @@ class Fetch:
     @property
     def num_records(self) -> int:
         """Records in all chunks."""
-        return sum(len(chunk.records) for chunk in self.chunks)
+        return count_records(self.chunks)
+
+
+def count_records(chunks: Sequence[Chunk]) -> int:
+    """Records in all of these chunks."""
+    return sum(len(chunk.records) for chunk in chunks)
 
 
 def cut(chunks: Sequence[Chunk], num_records: int) -> tuple[list[Chunk], list[Chunk]]:
     """The chunks of the first `num_records` records, and those of the rest."""
     now, later = list[Chunk](), list[Chunk]()
     for chunk in chunks:
-        room = max(0, num_records - sum(len(one.records) for one in now))
+        room = max(0, num_records - count_records(now))
         if later or room == 0:
             later.append(chunk)
         elif len(chunk.records) <= room:

@@ -48,7 +48,7 @@ def bench(
     from pipeline import arithmetic, registry
     from pipeline.artefacts import Artefacts
     from pipeline.catalogue import listed_rows
-    from pipeline.catalogue_store import select_items
+    from pipeline.catalogue_store import read_items
     from pipeline.offline_worker import OfflineWorker
     from pipeline.session import Session
     from pipeline.settings import Settings
@@ -62,8 +62,7 @@ def bench(
     check_schema(engine)
     arithmetic.prepare(settings.torch_threads)
     version, parameters = registry.load_live(engine, Artefacts(settings.artefacts_place()))
-    with Session(engine).transaction() as cursor:
-        _, items = select_items(cursor)
+    _, items = read_items(Session(engine))
     embeddings = version_sources(settings, engine).embeddings([item.text for item in listed_rows(items)], parameters)
     records = draw(parameters, events, users, seed)
     found = []

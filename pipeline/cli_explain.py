@@ -76,30 +76,20 @@ def _explained(settings: Settings, engine: Engine, rows: UserRows, item: str) ->
     """Compute the user's scores as a worker that has just taken the partition over."""
     from models.ranker import Ranker
     from pipeline import arithmetic
-    from pipeline.adaptation import Adaptation, Types
     from pipeline.catalogue import build_catalogue, listed_rows
     from pipeline.explanation import explain
-    from pipeline.support import UserTable
-    from pipeline.worker_sources import version_sources
+    from pipeline.worker_sources import empty_adaptation, version_sources
 
     arithmetic.prepare(settings.torch_threads)
     sources = version_sources(settings, engine)
     parameters = sources.parameters(rows.version)
     embeddings = sources.embeddings([listed.text for listed in listed_rows(rows.items)], parameters)
     catalogue = build_catalogue(rows.snapshot, rows.items, embeddings, parameters)
-    table = UserTable(
-        1,
-        support_size=settings.support_size,
-        state_size=0,
-        id_horizon=settings.dedup_events,
-        seen_horizon=settings.seen_items,
-    )
-    types = Types.of({name: (kind.label, kind.weight) for name, kind in settings.event_types.items()})
-    adaptation = Adaptation(table, types, top_n=settings.top_n, recommend_seen=settings.recommend_seen)
+    adaptation = empty_adaptation(settings, 1)
     adaptation.activate(rows.version, Ranker(parameters, catalogue.tables), catalogue)
     adaptation.statistics |= rows.statistics
     adaptation.take_up(rows.partition)
-    rows.fill(table)
+    rows.fill(adaptation.table)
     return explain(adaptation, rows.row[0], item, {listed.item_no: listed for listed in rows.items})
 
 

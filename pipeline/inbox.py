@@ -13,11 +13,9 @@ from collections.abc import Mapping
 
 import structlog
 
-from pipeline.chunks import Chunk, Fetch
+from pipeline.chunks import Chunk, Fetch, Place
 
 log = structlog.get_logger()
-
-Place = tuple[str, int]  # topic, partition
 
 
 class Inbox:

@@ -18,13 +18,13 @@ from pipeline.adaptation import Adaptation
 from pipeline.batching import Parse, Walk, micro_batch, walk
 from pipeline.bisection import by_halves
 from pipeline.catalogue_store import read_items, write_items
-from pipeline.chunks import Chunk
+from pipeline.chunks import Chunk, Place, count_records
 from pipeline.flood_gate import FloodGate
 from pipeline.forgotten import UserErased
 from pipeline.loop_admission import admit, number
 from pipeline.loop_measures import Measures
 from pipeline.loop_patience import Patience
-from pipeline.loop_progress import Place, Progress
+from pipeline.loop_progress import Progress
 from pipeline.loop_take_over import resume
 from pipeline.loop_versions import Sources, Versions
 from pipeline.session import Fenced, RowRefused, StoreUnavailable
@@ -126,7 +126,7 @@ class Loop:
         A new deployment thus reads its catalogue before its first event; the wait ends at WAITING_RECORDS.
         """
         behind = any(self.progress.positions.get(key, end) < end for key, end in self._catalogue_ends.items())
-        if not behind or sum(len(chunk.records) for chunk in chunks) > WAITING_RECORDS:
+        if not behind or count_records(chunks) > WAITING_RECORDS:
             return chunks, []
         return ([chunk for chunk in chunks if chunk.topic == self.items],
                 [chunk for chunk in chunks if chunk.topic != self.items])  # fmt: skip

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 
 from pipeline.batch_rows import BatchRows
 from pipeline.batching import Advance, MicroBatch
+from pipeline.chunks import Place
 from pipeline.session import Fenced
 from pipeline.store import Store
 from pipeline.support import Ints
 
-Place = tuple[str, int]  # topic, partition
 Committed = Callable[[MicroBatch, Ints, float], object]  # a batch, its users' adapter use, when in ms
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pipeline.loop_progress import Place
+from pipeline.chunks import Place
 from pipeline.store import Store
 from schemas.errors import ConfigurationError
 

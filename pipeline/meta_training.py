@@ -157,7 +157,7 @@ def method_of(parameters: MetaParameters) -> Method:
 
 def weight_of_types(settings: Settings) -> NDArray[np.float32]:
     """Return the weight by type code; 0 for what is not a positive."""
-    types = Types.of({name: (kind.label, kind.weight) for name, kind in settings.event_types.items()})
+    types = Types.of(settings.event_types)
     return types.weight * types.positive
 
 

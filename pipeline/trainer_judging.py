@@ -104,7 +104,7 @@ def _worker(
         items,
         _embeddings(bench, parameters, items),
         capacity=max(16, len(users)),
-        types=Types.of({name: (kind.label, kind.weight) for name, kind in settings.event_types.items()}),
+        types=Types.of(settings.event_types),
         top_n=1,  # lists are not looked at
         num_partitions=settings.partitions,
         horizons=(settings.dedup_events, settings.seen_items),

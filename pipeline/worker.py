@@ -22,21 +22,18 @@ import structlog
 from sqlalchemy.exc import OperationalError
 
 from pipeline import arithmetic
-from pipeline.adaptation import Adaptation, Types
 from pipeline.agreement import Agreement, deciding
 from pipeline.failpoints import arm
 from pipeline.heartbeat import Heartbeat
 from pipeline.logs import quieten_logs
 from pipeline.loop import Loop
-from pipeline.rate_limit import RateLimit
 from pipeline.session import SESSION, Fenced, StoreUnavailable
 from pipeline.settings import Settings
 from pipeline.store import Store
-from pipeline.support import UserTable
 from pipeline.topics import check_access, check_topics
 from pipeline.worker_erasures import AWAY, Granting
 from pipeline.worker_intake import Intake
-from pipeline.worker_sources import version_sources
+from pipeline.worker_sources import empty_adaptation, version_sources
 from schemas.database import check_role, check_schema, connect_engine
 from schemas.errors import ConfigurationError
 from schemas.events import parse_interaction
@@ -214,19 +211,10 @@ class _Worker:
 
 def build_loop(settings: Settings, engine: Engine) -> Loop:
     """A loop over empty memory, as the settings say."""
-    table = UserTable(
-        settings.cache_users,
-        support_size=settings.support_size,
-        state_size=0,
-        id_horizon=settings.dedup_events,
-        seen_horizon=settings.seen_items,
-        rate_limit=RateLimit(settings.user_events_per_minute) if settings.user_events_per_minute else None,
-    )
-    types = Types.of({name: (kind.label, kind.weight) for name, kind in settings.event_types.items()})
     mapping = load_mapping(settings.mapping) if settings.mapping else None
     return Loop(
         Store(engine, id_horizon=settings.dedup_events, seen_horizon=settings.seen_items),
-        Adaptation(table, types, top_n=settings.top_n, recommend_seen=settings.recommend_seen),
+        empty_adaptation(settings, settings.cache_users),
         version_sources(settings, engine),
         topics=(settings.topic_interactions, settings.topic_items),
         parse=lambda key, value, at: parse_interaction(key, value, at, mapping=mapping),

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from faust.types import TP
 
-from pipeline.chunks import Chunk, cut
+from pipeline.chunks import Chunk, Place, count_records, cut
 from pipeline.failpoints import reach
-from pipeline.inbox import Inbox, Place
+from pipeline.inbox import Inbox
 from pipeline.loop import Loop
 from pipeline.loop_take_over import TopicRecreated
 from pipeline.settings import Settings
@@ -144,7 +144,7 @@ class Intake:
         while True:
             ready, held = self.loop.ready(self._waiting)
             chunks, later = cut(ready, self._most_events)
-            is_backlog = sum(len(chunk.records) for chunk in chunks) >= self._settings.batch_events
+            is_backlog = count_records(chunks) >= self._settings.batch_events
             if chunks and (is_backlog or self.idle.is_set()):
                 self._waiting = later + held
                 self.idle.clear()

@@ -1,4 +1,4 @@
-"""Where a worker, or who explains what one wrote, finds a version: its artefact, its texts' embeddings, its maps."""
+"""What a worker, or who explains what one wrote, begins with: empty memory, and where versions are found."""
 
 from __future__ import annotations
 
@@ -11,13 +11,30 @@ import torch
 from models.encoder import resolve_encoder
 from models.meta_parameters import MetaParameters
 from pipeline import registry
+from pipeline.adaptation import Adaptation, Types
 from pipeline.artefacts import Artefacts
 from pipeline.embeddings import cached_embeddings
 from pipeline.loop_versions import Sources
+from pipeline.rate_limit import RateLimit
 from pipeline.settings import Settings
+from pipeline.support import UserTable
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
+
+
+def empty_adaptation(settings: Settings, capacity: int) -> Adaptation:
+    """Memory for so many users, as the settings say, under no version yet."""
+    table = UserTable(
+        capacity,
+        support_size=settings.support_size,
+        state_size=0,
+        id_horizon=settings.dedup_events,
+        seen_horizon=settings.seen_items,
+        rate_limit=RateLimit(settings.user_events_per_minute) if settings.user_events_per_minute else None,
+    )
+    types = Types.of(settings.event_types)
+    return Adaptation(table, types, top_n=settings.top_n, recommend_seen=settings.recommend_seen)
 
 
 def version_sources(settings: Settings, engine: Engine) -> Sources:

@@ -69,10 +69,9 @@ def masks_of(log: InteractionLog, cut: StaticCut, query: Query) -> dict[int, lis
 
 def movielens(home: Path) -> InteractionLog:
     """Read the log that both protocols are cut from."""
-    types = Settings.load().event_types
     from pipeline.adaptation import Types
 
-    found = Types.of({name: (kind.label, kind.weight) for name, kind in types.items()})
+    found = Types.of(Settings.load().event_types)
     return load_log(
         "ml-100k", items=None, mapping=None, most_users=10_000, types=found, home=home, progress=lambda *_: None
     )[0]
