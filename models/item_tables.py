@@ -7,11 +7,14 @@ Tables read by support rows have one more row of zeros at N, so that padding (-1
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from models.meta_parameters import MetaParameters
+
+_ROWS = 32  # whose pairs are predicted at once: 1 MB of products
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,21 @@ class ItemTables:
     def num_items(self) -> int:
         """N."""
         return self.vectors.shape[0]
+
+    @cached_property
+    def predicted(self) -> Tensor:
+        """What the dimensions predict for the pairs of `neighbour_items`: [N + 1, M, C]."""
+        counts = self.vectors.new_zeros(*self.neighbour_items.shape, self.pair_means.shape[1])
+        for first in range(0, self.num_items, _ROWS):  # piece by piece: fresh memory for all at once costs more
+            piece = self.neighbour_items[first : first + _ROWS]
+            row, slot = (piece < self.num_items).nonzero(as_tuple=True)
+            counts[first + row, slot] = self.predict(first + row, piece[row, slot])
+        return counts
+
+    def predict(self, had: Tensor, other: Tensor) -> Tensor:
+        """What the dimensions predict for the counted parts of pairs of rows [F]: `mean + in(had) . out(other)` [F, C]."""
+        inside = self.item_in[had, : self.pair_means.shape[1]]
+        return self.pair_means[had] + (inside * self.vectors[other, None, : self.item_in.shape[2]]).sum(2)
 
 
 def assemble_items(parameters: MetaParameters, text_embeddings: Tensor, trained_index: Tensor) -> ItemTables:

@@ -80,10 +80,9 @@ class PairLayout:
     """Writes the rows of one partition's pairs into a block: `items` [N + 1, M] and `values` [N + 1, P, M]."""
 
     def __init__(self, tables: ItemTables) -> None:
-        """Begin with no pair known; a first `write` of all rows lays everything out."""
+        """Begin with what is predicted for the version's own pairs; a first `write` of all rows lays everything out."""
         self._tables = tables
-        self._predicted = tables.vectors.new_zeros(*tables.neighbour_items.shape, tables.pair_means.shape[1])
-        self._predicted_for = torch.full_like(tables.neighbour_items, -1)
+        self._predicted, self._predicted_for = tables.predicted.clone(), tables.neighbour_items.clone()
         self._is_new = tables.trained_index < 0
         self._moves = dict[int, Tensor]()  # by catalogue row
 
@@ -135,9 +134,7 @@ class PairLayout:
 
     def _predict(self, rows: Tensor, items: Tensor) -> None:
         """Note what the dimensions predict for the pairs that have changed."""
-        tables, counted = self._tables, self._predicted.shape[2]
-        place, slot = ((items != self._predicted_for[rows]) & (items < tables.num_items)).nonzero(as_tuple=True)
-        had, other = rows[place], items[place, slot]
-        inside, out = tables.item_in[had, :counted], tables.vectors[other, None, : tables.item_in.shape[2]]
-        self._predicted[had, slot] = tables.pair_means[had] + (inside * out).sum(2)
+        news = (items != self._predicted_for[rows]) & (items < self._tables.num_items)
+        place, slot = news.nonzero(as_tuple=True)
+        self._predicted[rows[place], slot] = self._tables.predict(rows[place], items[place, slot])
         self._predicted_for[rows] = items

@@ -54,6 +54,7 @@ class OnlinePairs:
         changed: item numbers whose pairs have changed since they were last asked for.
         snapshot_due: whether the table has to be written whole with the next transaction.
         epochs: epochs since the last snapshot.
+        as_brought: whether the table is still what the version brought.
 
     """
 
@@ -64,13 +65,14 @@ class OnlinePairs:
     changed: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
     snapshot_due: bool = True
     epochs: int = 0
+    as_brought: bool = True
 
     def settle(self, epoch: int) -> None:
         """Let events of epochs before this one take effect, epoch by epoch."""
         while self.pending and self.pending[0].epoch < epoch:
             oldest = self.pending[0].epoch
             now = [events for events in self.pending if events.epoch == oldest]
-            self.pending = self.pending[len(now) :]
+            self.pending, self.as_brought = self.pending[len(now) :], False
             items = torch.from_numpy(np.concatenate([events.items for events in now])).long()
             before = torch.from_numpy(np.concatenate([events.before for events in now])).long()
             self.table = self.table.grown(int(max(items.max(), before.max())) + 1)
@@ -84,10 +86,10 @@ class OnlinePairs:
 
 @dataclass(frozen=True, slots=True)
 class SavedPairs:
-    """What the database has: a snapshot, and the events logged since."""
+    """What the database has: a snapshot, None for what the version brought, and the events logged since."""
 
     version: int
-    table: PairTable
+    table: PairTable | None
     log: list[PairEvents]
 
 
@@ -146,7 +148,9 @@ class ItemStatistics:
             return
         saved, self.saved_pairs = self.saved_pairs, None
         if saved and saved.version == version:
-            self.pairs = OnlinePairs(version, saved.table, stakes, saved.log, snapshot_due=False)
+            table = initial() if saved.table is None else saved.table
+            self.pairs = OnlinePairs(version, table, stakes, saved.log, snapshot_due=False)
+            self.pairs.as_brought = saved.table is None
             self.pairs.settle(self.epoch_offset)
             self.leave_no_log()  # somebody may have been forgotten whom the worker before has not heard of
         else:

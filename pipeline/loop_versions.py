@@ -145,6 +145,8 @@ class Versions:
     ) -> _Loaded:
         embeddings = self._sources.embeddings([item.text for item in listed_rows(items)], parameters)
         catalogue = build_catalogue(snapshot, items, embeddings, parameters)
+        if parameters.pairs_online:
+            _ = catalogue.tables.predicted  # now, and not when the first events wait for it
         return _Loaded(parameters, state_maps, Ranker(parameters, catalogue.tables), catalogue)
 
     def _switch(self, heads: Heads, live: int) -> None:

@@ -12,14 +12,19 @@ import numpy as np
 import torch
 
 from models.item_fitting import COUNTED
-from models.pair_counts import PairTable, empty
-from pipeline.item_statistics import PairEvents, SavedPairs
+from models.pair_counts import empty
+from pipeline.item_statistics import OnlinePairs, PairEvents, SavedPairs
 
 Row = tuple[Any, ...]
 
 
-def snapshot_row(table: PairTable) -> tuple[list[int], bytes, bytes, bytes, bytes]:
-    """Columns item_nos, others, counts, scales, users of the items that have a user or a pair."""
+def snapshot_row(pairs: OnlinePairs) -> tuple[list[int], bytes, bytes, bytes, bytes]:
+    """Columns item_nos, others, counts, scales, users of the items that have a user or a pair.
+
+    Pairs that are as their version brought them are not written again: no items stand for them, so that a change of
+    versions does not make all partitions wait for megabytes.
+    """
+    table = empty(0, 0) if pairs.as_brought else pairs.table
     used = (table.users > 0) | (table.others >= 0).any(1)
     scales = torch.stack([table.scale[used], table.entered[used]], 2)
     columns = (table.others[used].to(torch.int32), table.counts[used], scales, table.users[used])
@@ -33,17 +38,19 @@ def snapshot_row(table: PairTable) -> tuple[list[int], bytes, bytes, bytes, byte
 def saved_pairs(snapshot: Row, log: Iterable[Row]) -> SavedPairs:
     """From the columns (partition, meta_version, item_nos, others, counts, scales, users) and `log_row`s in order."""
     partition, version, item_nos, *columns = snapshot
+    events = [_events(partition, row) for row in log]
+    if not item_nos:
+        return SavedPairs(version, None, events)
     others, counts, scales, users = (torch.from_numpy(np.frombuffer(column, kind).copy()) for column, kind in
                                      zip(columns, ("<i4", "<f4", "<f4", "<f4"), strict=True))  # fmt: skip
     rows, num = torch.tensor(item_nos, dtype=torch.int64), len(item_nos)
-    width = len(others) // num if num else 0
-    table = empty(max(item_nos, default=-1) + 1, width)
-    if num:
-        table.others[rows] = others.view(num, width).long()
-        table.counts[rows] = counts.view(num, width, COUNTED)
-        table.scale[rows], table.entered[rows] = scales.view(num, width, 2).unbind(2)
-        table.users[rows] = users
-    return SavedPairs(version, table, [_events(partition, row) for row in log])
+    width = len(others) // num
+    table = empty(max(item_nos) + 1, width)
+    table.others[rows] = others.view(num, width).long()
+    table.counts[rows] = counts.view(num, width, COUNTED)
+    table.scale[rows], table.entered[rows] = scales.view(num, width, 2).unbind(2)
+    table.users[rows] = users
+    return SavedPairs(version, table, events)
 
 
 def log_row(events: PairEvents) -> tuple[int, bytes, bytes]:

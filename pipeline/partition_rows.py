@@ -152,7 +152,7 @@ def pair_rows(topic: str, statistics: Mapping[int, ItemStatistics]) -> Iterator[
     """Write the snapshots that are due, and take away what they contain of the log."""
     for partition, held in statistics.items():
         if held.pairs and held.pairs.snapshot_due:
-            item_nos, *columns = snapshot_row(held.pairs.table)
+            item_nos, *columns = snapshot_row(held.pairs)
             packed = (psycopg2.Binary(column) for column in columns)
             yield SAVE_PAIRS, (topic, partition, held.pairs.version, held.epoch_offset, _array(item_nos), *packed)
             # Events that are pending stay; a version's first snapshot follows none.

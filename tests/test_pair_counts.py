@@ -1,6 +1,7 @@
 """Pairs counted online: against a dictionary, in any cutting, in bounded slots, and as the ranker reads them."""
 
 from collections import Counter
+from functools import partial
 
 import numpy as np
 import torch
@@ -10,7 +11,7 @@ from models.item_fitting import HORIZONS, similarity_scale
 from models.item_tables import ItemTables, assemble_items
 from models.neighbours import PairLayout, initial_pairs
 from models.pair_counts import PairTable, Stakes, empty, learn
-from pipeline.item_statistics import EPOCH, OnlinePairs, PairEvents
+from pipeline.item_statistics import EPOCH, NUM_BUCKETS, ItemStatistics, OnlinePairs, PairEvents
 from pipeline.pair_rows import log_row, saved_pairs, snapshot_row
 from pipeline.served_pairs import ServedPairs
 from tests.factories import meta_parameters
@@ -153,11 +154,12 @@ def test_snapshot_and_log_give_the_pairs_back() -> None:
     pairs = OnlinePairs(7, empty(N, 5), STAKES)
     pairs.pending = [pair_events(20, 3), pair_events(30, 500)]
     pairs.settle(EPOCH)
-    snapshot = (0, 7, *snapshot_row(pairs.table))
+    snapshot = (0, 7, *snapshot_row(pairs))
     logged = [pair_events(10, EPOCH + 1), pair_events(15, EPOCH + 700), pair_events(9, 2 * EPOCH)]
     pairs.pending = list(logged)
     pairs.settle(2 * EPOCH)
     saved = saved_pairs(snapshot, [log_row(one) for one in logged])
+    assert saved.table is not None
     again = OnlinePairs(saved.version, saved.table, STAKES, saved.log)
     again.settle(2 * EPOCH)
     for name in ("others", "counts", "scale", "entered", "users"):
@@ -165,6 +167,25 @@ def test_snapshot_and_log_give_the_pairs_back() -> None:
         assert torch.equal(getattr(again.table.grown(N), name), expected), name
     assert [one.first_offset for one in again.pending] == [2 * EPOCH]
     assert np.array_equal(again.pending[0].before, logged[2].before)
+
+
+def test_pairs_as_their_version_brought_them_are_not_written_again_and_go_on_as_if_they_were() -> None:
+    parameters = meta_parameters([f"i{row:02d}" for row in range(N)])
+    brought = partial(initial_pairs, parameters, torch.arange(N), N)
+    logged = [pair_events(20, 3)]
+    held, found = (ItemStatistics(0, torch.zeros(NUM_BUCKETS, N), 100.0) for _ in range(2))
+    held.take_pairs(7, STAKES, brought)
+    assert held.pairs is not None
+    snapshot = (0, 7, *snapshot_row(held.pairs))
+    assert snapshot[2] == [] and not any(snapshot[3:])
+    held.pairs.pending = list(logged)
+    held.move_to(EPOCH)
+    found.epoch_offset, found.saved_pairs = EPOCH, saved_pairs(snapshot, [log_row(one) for one in logged])
+    found.take_pairs(7, STAKES, brought)
+    assert found.pairs is not None
+    for name in ("others", "counts", "scale", "entered", "users"):
+        assert torch.equal(getattr(found.pairs.table, name), getattr(held.pairs.table, name)), name
+    assert snapshot_row(found.pairs) == snapshot_row(held.pairs) and snapshot_row(held.pairs)[0], "what counted is"
 
 
 def test_events_take_effect_epoch_by_epoch_however_late_they_are_settled() -> None:
