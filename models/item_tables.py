@@ -62,7 +62,7 @@ class ItemTables:
         return counts
 
     def predict(self, had: Tensor, other: Tensor) -> Tensor:
-        """What the dimensions predict for the counted parts of pairs of rows [F]: `mean + in(had) . out(other)` [F, C]."""
+        """What the dimensions predict for pairs of rows [F], by counted part: `mean + in(had) . out(other)` [F, C]."""
         inside = self.item_in[had, : self.pair_means.shape[1]]
         return self.pair_means[had] + (inside * self.vectors[other, None, : self.item_in.shape[2]]).sum(2)
 
