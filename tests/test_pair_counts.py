@@ -187,6 +187,11 @@ def test_pairs_as_their_version_brought_them_are_not_written_again_and_go_on_as_
         assert torch.equal(getattr(found.pairs.table, name), getattr(held.pairs.table, name)), name
     assert snapshot_row(found.pairs) == snapshot_row(held.pairs)
     assert snapshot_row(held.pairs)[0], "what has been counted is written"
+    again = ItemStatistics(EPOCH, torch.zeros(NUM_BUCKETS, N), 100.0)
+    again.saved_pairs = saved_pairs((0, 7, *snapshot_row(held.pairs)), [])
+    again.take_pairs(7, STAKES, brought)
+    assert again.pairs is not None
+    assert snapshot_row(again.pairs) == snapshot_row(held.pairs), "also by who has read it and counted nothing since"
 
 
 def test_events_take_effect_epoch_by_epoch_however_late_they_are_settled() -> None:
