@@ -1,4 +1,4 @@
-"""Commands that read what the workers wrote: recommend, status, dead-letters."""
+"""Commands that read what the workers wrote: recommend, status, metrics, dead-letters."""
 
 # ruff: noqa: D301  # \b is click's mark for a paragraph that keeps its lines; a raw string would lose it
 from __future__ import annotations
@@ -31,6 +31,7 @@ def register(app: typer.Typer) -> None:
     """Add the commands of this file."""
     app.command()(recommend)
     app.command()(status)
+    app.command()(metrics)
     app.add_typer(letters, name="dead-letters")
     letters.command("list")(list_letters)
     letters.command("replay")(replay_letters)
@@ -107,6 +108,40 @@ def status(
         _print_status(found)
     if found.broken:
         raise typer.Exit(1)
+
+
+def metrics(
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for every one.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = 9464,
+    once: Annotated[bool, typer.Option("--once", help="Print them once, and serve nothing.")] = False,
+) -> None:
+    """Serve the state of the stream to Prometheus.
+
+    One process for a deployment, a reader's login is enough. Every scrape asks the database and the broker anew; while
+    the database is away it finds `innerloop_up 0`. Prints the address, ends with SIGTERM.
+
+    Worth an alert: innerloop_up == 0, innerloop_law_broken == 1, innerloop_lag, innerloop_freshness_seconds,
+    innerloop_monitor_alive == 0, innerloop_monitor_blind == 1, rate(innerloop_events_total{fate="dead_lettered"}[5m]).
+
+    \b
+    Examples:
+      innerloop metrics
+      innerloop metrics --host 0.0.0.0 --port 9100
+      innerloop metrics --once | grep innerloop_lag
+    """
+    from pipeline import exposition
+    from pipeline.settings import Settings
+    from schemas.database import check_schema, connect_engine
+
+    settings = Settings.load()
+    broker = settings.broker if settings.database_url else settings.broker_address()
+    engine = connect_engine(settings.database("reader"))
+    check_schema(engine)
+    collector = exposition.StreamCollector(engine, broker, settings.topic_interactions)
+    if once:
+        print(exposition.text_of(collector), end="")
+        return
+    raise typer.Exit(exposition.serve(collector, host, port))
 
 
 def _pulse(home: Path, *, json: bool) -> None:

@@ -15,10 +15,11 @@ from tests.brokers import Tansu
 from tests.conftest import Database
 
 COMMANDS = (
-    "demo", "services up", "services down", "services status", "migrate", "meta-train", "worker", "config", "produce",
-    "items", "dataset ml-100k", "dataset synthetic", "recommend", "explain", "status", "dead-letters list",
-    "dead-letters replay", "models list", "models show", "models promote", "models rollback", "trainer", "backtest",
-    "bench", "forget", "search", "monitor", "drift status", "drift explain", "drift freeze", "drift unfreeze",
+    "demo", "services up", "services down", "services status", "migrate", "meta-train", "worker", "config",
+    "produce", "items", "dataset ml-100k", "dataset synthetic", "recommend", "explain", "status", "metrics",
+    "dead-letters list", "dead-letters replay", "models list", "models show", "models promote", "models rollback",
+    "trainer", "backtest", "bench", "forget", "search", "monitor", "drift status", "drift explain",
+    "drift freeze", "drift unfreeze",
 )  # fmt: skip
 EVENT = {"user_id": "u1", "item_id": "i1", "type": "click", "ts": 1_700_000_000_000}
 
