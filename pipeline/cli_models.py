@@ -74,7 +74,7 @@ def show(version: Number, json: AsJson = False) -> None:
     if json:
         emit_json({**found.__dict__, "audit": audit})
         return
-    rows = [(name, value) for name, value in found.__dict__.items() if not isinstance(value, dict)]
+    rows = [_field(name, value) for name, value in found.__dict__.items() if not isinstance(value, dict)]
     print(columns(("field", "value"), rows))
     for title, table in (("judgement", found.judgement), ("metrics", found.metrics), ("provenance", found.provenance)):
         if table:
@@ -188,6 +188,12 @@ def _row(version: Version, made: Change | None) -> tuple[Any, ...]:
     promoted = f"{made.by}: {made.reason}" if made and version.status != "live" else None
     status = since, version.changed_by, version.reason
     return version.version, version.status, version.parent, window, shown, *status, promoted
+
+
+def _field(name: str, value: Any) -> tuple[str, Any]:
+    if not name.endswith("_ms"):
+        return name, value
+    return f"{name.removesuffix('_ms')} (UTC)", None if value is None else _minute(value)
 
 
 def _minute(epoch_ms: int) -> str:

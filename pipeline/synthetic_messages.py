@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pipeline.synthetic import START_MS, Drawn, draw, user_id, zipf
 
@@ -68,19 +69,21 @@ def encoded_chunks(
     users: int,
     item_ids: Sequence[str],
     activity: float | None = 1.0,
+    item_shares: NDArray[np.float64] | None = None,
     seed: int = 0,
     chunk: int = 50_000,
 ) -> Iterator[tuple[list[bytes], list[bytes]]]:
     """Clicks without a truth, for load: (keys, values) in chunks, several hundred thousand events a second.
 
     Users follow Zipf's law with exponent `activity`; None sends each user in turn, so that `count` = `users` makes
-    every event another user.  Items follow Zipf's law with exponent 0.7.  Event ids are unique over all chunks.
+    every event another user.  Items are drawn by `item_shares`, else by Zipf's law with exponent 0.7.  Event ids are
+    unique over all chunks.
     """
     rng = np.random.default_rng([seed, 5])
     keys = [user_id(user).encode() for user in range(users)]
     items = [json.dumps(name).encode() for name in item_ids]
     user_law = None if activity is None else np.cumsum(zipf(users, activity))
-    item_law = np.cumsum(zipf(len(items), 0.7))
+    item_law = np.cumsum(zipf(len(items), 0.7) if item_shares is None else item_shares)
     for start in range(0, count, chunk):
         numbers = range(start, min(start + chunk, count))
         who = [n % users for n in numbers] if user_law is None else draw(user_law, rng, len(numbers)).tolist()

@@ -11,11 +11,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-import msgspec
-import numpy as np
-
 from models.meta_parameters import MetaParameters
 from pipeline.offline_worker import OfflineWorker
+from pipeline.synthetic_messages import encoded_chunks
 from schemas.events import parse_interaction
 
 NOW_MS = 1_790_000_000_000  # Kafka's time of every record: what is drawn is the same each time
@@ -33,17 +31,9 @@ class Capacity:
 
 def draw(parameters: MetaParameters, num_events: int, num_users: int, seed: int) -> list[tuple[bytes, bytes]]:
     """Keys and values of clicks: users by Zipf's law, items as often as the version has counted them."""
-    generator = np.random.default_rng(seed)
-    shares = 1.0 / np.arange(1, num_users + 1)
-    users = generator.choice(num_users, num_events, p=shares / shares.sum())
     counts = parameters.counts.sum(0).double().numpy() + 1.0
-    items = generator.choice(len(counts), num_events, p=counts / counts.sum())
-    encode = msgspec.json.Encoder().encode
-    return [
-        (f"u{user}".encode(), encode({"v": 1, "event_id": f"e{n}", "user_id": f"u{user}", "type": "click",
-                                      "item_id": parameters.item_ids[item], "ts": NOW_MS}))
-        for n, (user, item) in enumerate(zip(users.tolist(), items.tolist(), strict=True))
-    ]  # fmt: skip
+    chunks = encoded_chunks(num_events, users=num_users, item_ids=parameters.item_ids, item_shares=counts, seed=seed)
+    return [record for keys, values in chunks for record in zip(keys, values, strict=True)]
 
 
 def measure(

@@ -14,6 +14,7 @@ from pipeline import registry
 from pipeline.artefacts import Artefacts
 from pipeline.cli import app
 from pipeline.settings import Settings
+from pipeline.synthetic import user_id
 from pipeline.worker_capacity import draw
 from schemas.events import Interaction, parse_interaction
 from tests.conftest import Database
@@ -31,7 +32,7 @@ def test_drawn_clicks_are_events_and_the_same_for_a_seed() -> None:
     assert records == draw(parameters, 2000, 50, seed=3) != draw(parameters, 2000, 50, seed=4)
     drawn = np.bincount([parameters.item_ids.index(event.item_id) for event in events], minlength=30)  # type: ignore[union-attr]
     assert np.corrcoef(drawn, parameters.counts.sum(0).numpy())[0, 1] > 0.7
-    first, last = (sum(event.user_id == user for event in events) for user in ("u0", "u49"))  # type: ignore[union-attr]
+    first, last = (sum(event.user_id == user for event in events) for user in (user_id(0), user_id(49)))  # type: ignore[union-attr]
     assert first > 10 * last
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import closing
@@ -310,7 +311,11 @@ def test_the_commands_list_show_promote_and_roll_back(
 
     assert run("promote", "2", "--canary", "--why", "to see").startswith("version 2 is a canary on partition ")
     assert run("promote", "2", "--why", "it is better") == "version 2 is live in place of 1\n"
-    assert "to see" in run("show", "2", role="reader")
+    with on.engine.begin() as connection:
+        connection.execute(text("UPDATE innerloop.meta_versions SET window_from_ms = 1704067200000 WHERE version = 2"))
+    shown = run("show", "2", role="reader")
+    assert "to see" in shown
+    assert re.search(r"window_from \(UTC\) +2024-01-01 00:00\n", shown)
     assert run("rollback", "--why", "complaints") == "version 1 is live again, 2 is rejected\n"
     table = run("list", role="reader").splitlines()
     assert [line.split()[:2] for line in table[1:]] == [["3", "challenger"], ["2", "rejected"], ["1", "live"]]
