@@ -33,8 +33,8 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP) ## the whole loop on real data, then a drift and its cure, drawn to OUT; ends by itself
 	$(BIN)/innerloop demo --picture $(OUT)/drift.html $(ARGS)
 
-test: $(STAMP) ## the test suite (ARGS=… goes to pytest)
-	$(BIN)/pytest $(ARGS)
+test: $(STAMP) ## the test suite, two files at a time (ARGS=… goes to pytest)
+	$(BIN)/pytest -n 2 --dist loadfile $(ARGS)
 
 test-long: $(STAMP) ## the long tests: 20 kills on both brokers, a million users
 	$(BIN)/pytest -m long --timeout 3600 $(ARGS)

@@ -150,9 +150,12 @@ def s3() -> Iterator[str]:
 
 
 @pytest.fixture
-def bucket(s3: str, monkeypatch: pytest.MonkeyPatch) -> str:
+def bucket(s3: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """A new bucket, which this process and those that it starts reach by the environment."""
     import fsspec
+
+    forget_connections = fsspec.get_filesystem_class("s3").clear_instance_cache  # which hold another environment's keys
+    forget_connections()
 
     environment = {
         "ENDPOINT_URL": s3,
@@ -164,4 +167,5 @@ def bucket(s3: str, monkeypatch: pytest.MonkeyPatch) -> str:
         monkeypatch.setenv(f"AWS_{name}", value)
     name = f"bucket-{uuid.uuid4().hex[:12]}"
     fsspec.filesystem("s3", skip_instance_cache=True).mkdir(name)
-    return name
+    yield name
+    forget_connections()
