@@ -101,18 +101,10 @@ class StaticResult:
         else:
             said.append("The inner step is off: on training users it does not pay for what is asked here.")
         if "stream" in self.scores:
-            pull = self.ahead("stream")[0]
-            said.append(
-                f"Events 21 to 40 are not what comes next: this model is fitted for them and is ahead of the stream's, "
-                f"which stays the served one, by {pull.mean:+.4f} [{pull.low:+.4f}, {pull.high:+.4f}]."
-            )
+            pull = compared(self.ahead("stream")[0], "the stream's, which stays the served one")
+            said.append(f"Events 21 to 40 are not what comes next: this model is fitted for them and {pull}.")
         for name in self.peers[:1]:
-            best = self.ahead(name)[0]
-            verb = "ahead of" if best.low > 0 else "behind" if best.high < 0 else "not to be told from"
-            said.append(
-                f"On the mean over K it is {verb} the best peer, {TITLES[name]}: "
-                f"{best.mean:+.4f} [{best.low:+.4f}, {best.high:+.4f}]."
-            )
+            said.append(f"On the mean over K it is {compared(self.ahead(name)[0], f'the best peer, {TITLES[name]}')}.")
         return said
 
     def as_json(self) -> dict[str, Any]:
@@ -162,6 +154,12 @@ def judge(
     about["inner_step"] = model.parameters.use_inner_step
     settings = {named.name: named.settings for named in made if named.settings}
     return StaticResult(log, cut, query, scores, settings, model.report, about, notes)
+
+
+def compared(ahead: Interval, other: str) -> str:
+    """Ahead of the other, behind it or neither, with the difference and its interval."""
+    verb = "ahead of" if ahead.low > 0 else "behind" if ahead.high < 0 else "not to be told from"
+    return f"{verb} {other}: {ahead.mean:+.4f} [{ahead.low:+.4f}, {ahead.high:+.4f}]"
 
 
 def worker_scores(worker: OfflineWorker, log: InteractionLog, cut: StaticCut, tell: Tell) -> tuple[Scores, Scores]:

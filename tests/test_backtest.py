@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from models.figures import Interval
 from pipeline import backtest_figures as figures
 from pipeline import backtest_peers
 from pipeline.backtest import limited_cases
-from pipeline.backtest_static import judge_scores
+from pipeline.backtest_static import compared, judge_scores
 from pipeline.cli import app
 from pipeline.interaction_log import InteractionLog
 from pipeline.protocols import cut_static
@@ -151,6 +152,12 @@ def test_lists_are_described_by_what_they_cover_and_how_alike_they_are() -> None
     bins = figures.reliability(np.array([0.1, 0.9, 0.2, 0.8]), np.array([0, 1, 0, 1], bool), bins=2)
     assert [hits for _, hits, _ in bins] == [0.0, 1.0]
     assert [score for score, _, _ in bins] == pytest.approx([0.15, 0.85])
+
+
+def test_who_is_behind_is_not_called_ahead() -> None:
+    assert compared(Interval(0.02, 0.01, 0.03), "EASE") == "ahead of EASE: +0.0200 [+0.0100, +0.0300]"
+    assert compared(Interval(-0.02, -0.03, -0.01), "EASE").startswith("behind EASE: -0.0200")
+    assert compared(Interval(0.02, -0.01, 0.03), "EASE").startswith("not to be told from EASE: ")
 
 
 def test_static_scores_are_ranked_without_what_is_masked() -> None:
