@@ -48,7 +48,7 @@ stack ps
 "$PYTHON" -m tests.compose.check
 
 echo "who runs on is healthy, as a normal user on a read-only root"
-for service in worker monitor trainer; do
+for service in worker monitor trainer metrics; do
     for _ in $(seq 60); do
         health=$(docker inspect --format '{{.State.Health.Status}}' "$(stack ps --quiet $service)")
         [ "$health" != starting ] && break
@@ -74,9 +74,10 @@ stack exec -T trainer innerloop models list
 stack exec -T trainer innerloop models show 1
 stack exec -T worker innerloop dead-letters list
 stack exec -T worker innerloop config >/dev/null
+stack exec -T metrics innerloop metrics --once | grep -x 'innerloop_law_broken{partition="0"} 0.0'
 
 echo "who is told to stop drains and ends with 0"
-for service in worker monitor trainer; do
+for service in worker monitor trainer metrics; do
     test "$(docker inspect --format '{{.State.Running}} {{.RestartCount}}' "$(stack ps --quiet $service)")" = "true 0"
     stack stop --timeout 60 $service
     test "$(docker inspect --format '{{.State.ExitCode}}' "$(stack ps --all --quiet $service)")" = 0
