@@ -1,26 +1,78 @@
-"""A new item's vector moves with what its takers had taken: shrunk towards its text, less so with every event.
+"""A new item's vector moves with what its takers had taken and how fast they come, the more the more they are.
 
-The context of an item is the mean vector of the items that it was counted with (`models.pair_counts`). A linear map,
-fitted on known items that are treated as new, tells from a context how far the learnt out-vector lies from what the
-text predicts; after n events `n / (n + PSEUDO_EVENTS)` of that is added. As with word vectors, an item is known by the
-company it keeps. Everything follows from the pairs, so it is as deterministic, and stored nowhere else.
+The context of an item is the mean vector of the items that it was counted with (`models.pair_counts`): as with word
+vectors, an item is known by the company it keeps. Its pace is how many took it within the time from its first taker to
+its latest, as a logarithm, shrunk towards what is usual as if by one taker more:
+
+    move = n / (n + PSEUDO_EVENTS) * map(context) + pace * direction,   pace = log(n / (1 + usual * time))
+
+Map and direction are fitted on known items that are treated as new, to what the text misses of the learnt out-vector.
+A vector moves with takers only, so silence after the latest one tells nothing here: popularity, which decays, sees it.
+Everything follows from the counted pairs and is stored nowhere else.
 
 Letters: n items, D item-item dimensions, V dimensions of a context's vectors, M pairs kept per item, R rows.
 """
 
 from __future__ import annotations
 
+from itertools import product
+from typing import Any, NamedTuple
+
 import torch
 from torch import Tensor
 
 from models.episodes import History, Interactions, earlier
+from models.figures import judged_by_halves, surely_gain
 from models.pair_counts import WINDOW, PairTable, Stakes, empty, learn
 
-PSEUDO_EVENTS = 20.0
+PSEUDO_EVENTS = 5.0
 MOST_EVENTS = 10  # of an item that is treated as new
+KNOWN_EVENTS = 20  # of an item whose learnt vector is more than noise
 LEAST_ITEMS = 50  # with a context; fewer decide nothing
-_RIDGE = 30.0
+RIDGES = (30.0, 100.0, 300.0, 1000.0, 3000.0, 10_000.0)
 _BLOCK = 4096  # events counted at once
+
+
+class Motion(NamedTuple):
+    """How out-vectors of new items move: not at all where `company` has no rows.
+
+    company: [V + 1, D] from a context (and 1) that is wholly trusted. pace: [D] for each e-fold of pace; zeros where
+    pace tells nothing. usual_pace: takers of an item for each taker of any item.
+    """
+
+    company: Tensor
+    pace: Tensor
+    usual_pace: float
+
+    @classmethod
+    def none(cls, dims: int) -> Motion:
+        """Vectors of D dimensions by text alone."""
+        return cls(torch.zeros(0, dims), torch.zeros(dims), 1.0)
+
+    def fields(self) -> dict[str, Any]:
+        """Give the fields of meta-parameters that say so."""
+        return {"context_map": self.company, "pace_direction": self.pace, "usual_pace": self.usual_pace}
+
+
+class Takers(NamedTuple):
+    """Of each item [R]: its takers, and the time from the first to the latest on the clock of `PairTable`."""
+
+    number: Tensor
+    time: Tensor
+
+    @classmethod
+    def of(cls, table: PairTable, rows: Tensor) -> Takers:
+        """Of rows [R] of a table that began without them."""
+        return cls(table.users[rows], table.latest[rows] - table.arrived[rows])
+
+    def trust(self) -> Tensor:
+        """Give the trust in a context [R]."""
+        number = self.number.double()
+        return number / (number + PSEUDO_EVENTS)
+
+    def pace(self, usual: float) -> Tensor:
+        """Give the logarithm [R] of the pace over the usual one; 0 without a taker."""
+        return (self.number.double().clamp(min=1.0) / (1.0 + usual * self.time.double())).log()
 
 
 def contexts(others: Tensor, counts: Tensor, vectors: Tensor) -> Tensor:
@@ -33,39 +85,70 @@ def contexts(others: Tensor, counts: Tensor, vectors: Tensor) -> Tensor:
     return total / weights.sum(1, keepdim=True).clamp(min=1e-9)
 
 
-def moves(found: Tensor, events: Tensor, context_map: Tensor) -> Tensor:
-    """What contexts [R, V] after `events` [R] of each item add to out-vectors: [R, D], by a map [V + 1, D]."""
-    trust = events.double() / (events.double() + PSEUDO_EVENTS)
-    told: Tensor = torch.cat([found, found.new_ones(len(found), 1)], 1).double() @ context_map.double()
-    return (trust[:, None] * told).float()
+def moves(found: Tensor, takers: Takers, motion: Motion) -> Tensor:
+    """What contexts [R, V] and takers add to out-vectors: [R, D]."""
+    company = torch.cat([found, found.new_ones(len(found), 1)], 1).double() @ motion.company.double()
+    pace = takers.pace(motion.usual_pace)
+    return (takers.trust()[:, None] * company + pace[:, None] * motion.pace.double()).float()
 
 
-def fit_map(
+def fit_motion(
     interactions: Interactions, stakes: Stakes, vectors: Tensor, missed: Tensor, *, num_pairs: int, seed: int
-) -> Tensor:
-    """Map [V + 1, D] from contexts over vectors [n, V] to what the text misses of out-vectors, `missed` [n, D].
+) -> Motion:
+    """Fit from contexts over vectors [n, V] and paces to what the text misses of out-vectors, `missed` [n, D].
 
-    Half of the items at a time are treated as new: MOST_EVENTS of each are counted. Without rows ([0, D]) where items
-    that the map was not fitted on come no nearer by it, by more than a standard error.
+    Half of the items at a time are treated as new: MOST_EVENTS of each are counted. The ridge, and whether pace counts,
+    are chosen by how much nearer items come that were not fitted on; nothing moves unless those of each half surely do
+    with what the other half has chosen.
     """
     half = torch.rand(len(missed), generator=torch.Generator().manual_seed(seed)) < 0.5
     tables = [_counted(interactions, stakes, new, num_pairs) for new in (half, ~half)]
-    picked = [torch.where(half[(...,) + (None,) * (one.dim() - 1)], one, other) for one, other in
-              ((tables[0].others, tables[1].others), (tables[0].counts, tables[1].counts))]  # fmt: skip
-    known = (picked[0] >= 0).any(1)
+    others, counts = (torch.where(half[(...,) + (None,) * (one.dim() - 1)], one, other) for one, other in
+                      ((tables[0].others, tables[1].others), (tables[0].counts, tables[1].counts)))  # fmt: skip
+    events = torch.bincount(interactions.items, minlength=len(missed))
+    known, takers = (others >= 0).any(1) & (events >= KNOWN_EVENTS), _latest_takers(interactions)
     if int(known[half].sum()) < LEAST_ITEMS or int(known[~half].sum()) < LEAST_ITEMS:
-        return missed.new_zeros(0, missed.shape[1])
-    found = contexts(picked[0], picked[1][..., 0], vectors).float()
-    nearer = []
-    for judges in (half & known, ~half & known):
-        context_map = _solved(found[known & ~judges], missed[known & ~judges])
-        events = torch.full((int(judges.sum()),), float(MOST_EVENTS))
-        left = missed[judges] - moves(found[judges], events, context_map)
-        nearer.append(missed[judges].square().sum(1) - left.square().sum(1))
-    gain = torch.cat(nearer)
-    if float(gain.mean()) <= float(gain.std()) / len(gain) ** 0.5:
-        return missed.new_zeros(0, missed.shape[1])
-    return _solved(found[known], missed[known])
+        return Motion.none(missed.shape[1])
+    usual = float((takers.number / (1.0 + takers.time)).log()[known].mean().exp())
+    cases = _Cases(contexts(others, counts[..., 0], vectors).float(), takers, missed)
+    settings = list(product(RIDGES, (True, False)))
+    nearer = torch.zeros(len(settings), len(missed))
+    for judges, number in product((half & known, ~half & known), range(len(settings))):
+        motion = cases.select(known & ~judges).solved(*settings[number], usual)
+        nearer[number, judges] = cases.select(judges).nearer(motion)
+    judged, chosen = judged_by_halves(nearer[:, known], seed)
+    return cases.select(known).solved(*settings[chosen], usual) if surely_gain(judged) else Motion.none(missed.shape[1])
+
+
+class _Cases(NamedTuple):
+    """Known items treated as new: contexts [R, V], takers, and what the text misses of each [R, D]."""
+
+    found: Tensor
+    takers: Takers
+    missed: Tensor
+
+    def select(self, mask: Tensor) -> _Cases:
+        return _Cases(self.found[mask], Takers(*(column[mask] for column in self.takers)), self.missed[mask])
+
+    def solved(self, ridge: float, with_pace: bool, usual: float) -> Motion:  # a setting of the two
+        """Ridge on contexts of unit spread, beside a direction of pace that is not shrunk; no intercept.
+
+        What is missed on average is the text map's, which has been fitted on other items here.
+        """
+        middle, spread = self.found.mean(0), self.found.std(0).mean().clamp(min=1e-9)
+        trust, pace = self.takers.trust().float()[:, None], self.takers.pace(usual).float()[:, None]
+        inputs = torch.cat([trust * (self.found - middle) / spread, (pace - pace.mean()) * with_pace], 1)
+        penalty = torch.full((inputs.shape[1],), ridge)
+        penalty[-1] = 1e-3
+        normal = inputs.T @ inputs + torch.diag(penalty)
+        solution: Tensor = torch.linalg.solve(normal, inputs.T @ (self.missed - self.missed.mean(0)))
+        slope = solution[:-1] / spread
+        return Motion(torch.cat([slope, -(middle @ slope)[None]]), solution[-1], usual)
+
+    def nearer(self, motion: Motion) -> Tensor:
+        """How much smaller the squared error [R] is with these moves."""
+        left = self.missed - moves(self.found, self.takers, motion)
+        return self.missed.square().sum(1) - left.square().sum(1)
 
 
 def _counted(interactions: Interactions, stakes: Stakes, new: Tensor, num_pairs: int) -> PairTable:
@@ -79,11 +162,15 @@ def _counted(interactions: Interactions, stakes: Stakes, new: Tensor, num_pairs:
     return table
 
 
-def _solved(found: Tensor, missed: Tensor) -> Tensor:
-    """Ridge on contexts [R, V] of unit spread, as a map [V + 1, D] of contexts as they are."""
-    middle, spread = found.mean(0), found.std(0).mean().clamp(min=1e-9)
-    inputs = torch.cat([(found - middle) / spread, found.new_ones(len(found), 1)], 1)
-    normal = inputs.T @ inputs + _RIDGE * torch.eye(inputs.shape[1])
-    solution: Tensor = torch.linalg.solve(normal, inputs.T @ missed)
-    slope = solution[:-1] / spread
-    return torch.cat([slope, (solution[-1] - middle @ slope)[None]])
+def _latest_takers(interactions: Interactions) -> Takers:
+    """The last MOST_EVENTS takers of each item [n], in the window as it was: a table of few items ticks too slowly."""
+    again = History.of(interactions.users * interactions.num_items + interactions.items).position > 0
+    items = interactions.items[~again]
+    by_item, clock = History.of(items), torch.arange(len(items))
+    last = by_item.length - by_item.position
+    time = torch.zeros(interactions.num_items, dtype=torch.int64)
+    time[items[last == 1]] = clock[last == 1]
+    first = last == by_item.length.clamp(max=MOST_EVENTS)
+    time[items[first]] -= clock[first]
+    number = torch.bincount(items, minlength=interactions.num_items).clamp(max=MOST_EVENTS)
+    return Takers(number, time)

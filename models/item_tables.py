@@ -12,6 +12,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from models.item_contexts import Motion
 from models.meta_parameters import MetaParameters
 
 _ROWS = 32  # whose pairs are predicted at once: 1 MB of products
@@ -30,7 +31,7 @@ class ItemTables:
         pair_means: [N + 1, C] mean of the counted parts over the catalogue, 0 for new items.
         pseudo_events: [C] as in the meta-parameters.
         uncounted: [N + 1, M, P - C] neighbour values of the parts that are not counted, as the version brought them.
-        context_map: as in the meta-parameters.
+        motion: how out-vectors of new items move.
         trained_index: [N] row of the meta-parameters, -1 for an item they do not know.
 
     """
@@ -43,7 +44,7 @@ class ItemTables:
     pair_means: Tensor
     uncounted: Tensor
     pseudo_events: Tensor
-    context_map: Tensor
+    motion: Motion
     trained_index: Tensor
 
     @property
@@ -92,7 +93,7 @@ def assemble_items(parameters: MetaParameters, text_embeddings: Tensor, trained_
         neighbour_values=values,
         pair_means=_padded(torch.where(known[:, None], p.pair_means[row], 0.0)),
         pseudo_events=p.pseudo_events,
-        context_map=p.context_map,
+        motion=Motion(p.context_map, p.pace_direction, p.usual_pace),
         uncounted=_padded(torch.where(known[:, None, None], p.neighbour_values[row][..., counted:], 0.0)),
         trained_index=trained_index,
     )

@@ -21,6 +21,7 @@ from models import popularity
 from models.episodes import History, Interactions, earlier, following
 from models.factoring import Centred, centred, factor, standardise, user_scores
 from models.figures import query_ranks, set_ndcg, surest, user_means
+from models.item_contexts import Motion
 from models.item_fitting import COUNTED, PARTS, part_matrices
 from models.later_step import adapted_and_start
 from models.learnt_part import DECAY, HEAD, LEAST_QUERY, QUERY, learnt_part
@@ -149,7 +150,7 @@ def _with_tables(
         pair_counts=torch.zeros(*served.neighbour_items.shape, COUNTED),
         memory_decays=parameters.memory_decays[:0],
         text_map=text_ridge(text_embeddings, vectors, parameters.item_events),
-        context_map=served.item_out[:0],
+        **Motion.none(served.item_out.shape[1]).fields(),
         part_weights=weights,
         part_decays=decays,
         counts=counts,

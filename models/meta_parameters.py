@@ -68,6 +68,8 @@ class MetaParameters:
         text_map: [T + 1, D + P * D + F] ridge map from text embedding (and 1) to the item's vectors.
         context_map: [D + F + 1, D] from the company that a new item is met in to what its text misses of its
             out-vector, see `models.item_contexts`; no rows where that was not seen to come nearer.
+        pace_direction: [D] what each e-fold of a new item's pace adds to its out-vector.
+        usual_pace: takers of an item for each taker of any item, where its pace is the usual one.
         part_decays: [P] weight kept per event of age: the first memory.
         memory_decays: [M - 1, P] those of further memories, see `models.memories`; none where they did not win.
         part_weights: [B, 1 + P] weight of position popularity, then of each part, by bucket of K.
@@ -100,6 +102,7 @@ class MetaParameters:
     memory_caution: float
     shrinkage: float
     half_life: float
+    usual_pace: float
     item_out: Tensor
     item_in: Tensor
     item_spread: Tensor
@@ -119,6 +122,7 @@ class MetaParameters:
     step_rates: Tensor
     text_map: Tensor
     context_map: Tensor
+    pace_direction: Tensor
     part_decays: Tensor
     memory_decays: Tensor
     part_weights: Tensor
@@ -196,6 +200,7 @@ class MetaParameters:
             "step_rates": (self.step_rates.shape[0], a),
             "text_map": (self.text_map.shape[0], d + p * d + f),
             "context_map": (d + f + 1 if len(self.context_map) else 0, d),
+            "pace_direction": (d,),
             "part_decays": (p,),
             "memory_decays": (self.memory_decays.shape[0], p),
             "part_weights": (NUM_BUCKETS, 1 + p),

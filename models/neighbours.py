@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from models.item_contexts import contexts, moves
+from models.item_contexts import Takers, contexts, moves
 from models.item_tables import ItemTables
 from models.meta_parameters import MetaParameters
 from models.pair_counts import PairTable, Stakes, empty, estimate, scale_of
@@ -119,17 +119,17 @@ class PairLayout:
         brought = torch.where(entered[..., None] == 0, self._tables.uncounted[rows], 0.0)
         told = torch.cat([counted, brought], 2).masked_fill((found == num_items)[..., None], 0.0)
         items[rows], values[rows] = found, told.transpose(1, 2)
-        self._move(rows, found, counts[..., 0], pairs.users[at])
+        self._move(rows, found, counts[..., 0], Takers.of(pairs, at))
 
-    def _move(self, rows: Tensor, found: Tensor, counts: Tensor, users: Tensor) -> None:
+    def _move(self, rows: Tensor, found: Tensor, counts: Tensor, takers: Takers) -> None:
         """Note how far new items among these rows are now from what their texts say."""
         tables = self._tables
         new = (self._is_new[rows].cpu() & (found < tables.num_items).any(1).cpu()).nonzero()[:, 0]
-        if not len(tables.context_map) or not len(new):
+        if not len(tables.motion.company) or not len(new):
             return
         others = torch.where(found[new] < tables.num_items, found[new], -1)
         company = contexts(others, counts[new], tables.vectors)
-        changes = moves(company, users[new].to(company.device), tables.context_map)
+        changes = moves(company, Takers(*(column[new].to(company.device) for column in takers)), tables.motion)
         self._moves.update(zip(rows[new].tolist(), changes.cpu(), strict=True))
 
     def _predict(self, rows: Tensor, items: Tensor) -> None:

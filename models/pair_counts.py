@@ -4,7 +4,7 @@ A version brings each item's M strongest pairs and their counts; later positives
 An item's pair is served as the shrinkage between what the version predicts (vectors learnt, or read from a text) and
 what was counted: `(count + s * prediction) / (q + s)`, q = `similarity_scale` the precision, s pseudo-events. A pair
 that enters later is counted from then on only, so its precision is what q has grown by since.
-Everything is counted in whole numbers: neither the order nor the cutting of events can show.
+Everything is counted in whole numbers: the cutting of events cannot show, nor their order but in when takers came.
 
 Letters: E events, W newest positives looked at, n items (numbered by the caller), M pairs kept per item, C counted
 parts (`item_fitting.PARTS[:COUNTED]`), R rows.
@@ -35,6 +35,8 @@ class PairTable:
         scale: [n, M] float32 q when the row last changed.
         entered: [n, M] float32 q when the pair entered; 0 for pairs that the version brought.
         users: [n] float32 users who took the item.
+        arrived, latest: [n] int64 when the first and the latest of those counted here took it, 0 where nobody has: a
+            clock that ticks with every taker of any item, which knows neither time of day nor what else the log holds.
 
     """
 
@@ -43,6 +45,8 @@ class PairTable:
     scale: Tensor
     entered: Tensor
     users: Tensor
+    arrived: Tensor
+    latest: Tensor
 
     @property
     def num_items(self) -> int:
@@ -56,7 +60,7 @@ class PairTable:
             return self
         none = self.others.new_full((more, self.others.shape[1]), -1)
         rest = (torch.cat([old, old.new_zeros(more, *old.shape[1:])]) for old in
-                (self.counts, self.scale, self.entered, self.users))  # fmt: skip
+                (self.counts, self.scale, self.entered, self.users, self.arrived, self.latest))  # fmt: skip
         return PairTable(torch.cat([self.others, none]), *rest)
 
 
@@ -79,7 +83,9 @@ def empty(num_items: int, num_pairs: int) -> PairTable:
     """A table that knows nothing."""
     others = torch.full((num_items, num_pairs), -1)
     cells = torch.zeros(num_items, num_pairs)
-    return PairTable(others, torch.zeros(num_items, num_pairs, COUNTED), cells, cells.clone(), torch.zeros(num_items))
+    users, never = torch.zeros(num_items), torch.zeros(num_items, dtype=torch.int64)
+    counts = torch.zeros(num_items, num_pairs, COUNTED)
+    return PairTable(others, counts, cells, cells.clone(), users, never, never.clone())
 
 
 def learn(table: PairTable, before: Tensor, items: Tensor, stakes: Stakes) -> Tensor:
@@ -88,7 +94,7 @@ def learn(table: PairTable, before: Tensor, items: Tensor, stakes: Stakes) -> Te
     `stakes` weigh the parts where pairs compete for the slots of an item. Gives the rows that changed, ascending.
     """
     first = (before != items[:, None]).all(1)  # repeats are no new user of the item
-    table.users.index_add_(0, items[first], torch.ones(int(first.sum())))
+    _take(table, items[first])
     found = pairs(before, items, table.num_items)
     changed: Tensor
     changed, place = torch.unique_consecutive(found.rows, return_inverse=True)
@@ -100,6 +106,16 @@ def learn(table: PairTable, before: Tensor, items: Tensor, stakes: Stakes) -> Te
     _enter(table, changed, (place[~known], Found(*(column[~known] for column in found))), stakes)
     rows: Tensor = torch.unique(torch.cat([changed, items[first]]))  # a user's first item has no pair, but a user more
     return rows
+
+
+def _take(table: PairTable, items: Tensor) -> None:
+    """Count a taker of each of the items [E], in their order, in place."""
+    table.users.index_add_(0, items, torch.ones(len(items)))
+    if len(items):
+        now = table.latest.max() + torch.arange(1, len(items) + 1)
+        table.latest.scatter_reduce_(0, items, now, "amax")
+        begun = torch.zeros_like(table.arrived).scatter_reduce_(0, items, now, "amin", include_self=False)
+        table.arrived = torch.where(table.arrived > 0, table.arrived, begun)
 
 
 def pairs(before: Tensor, items: Tensor, num_items: int) -> Found:

@@ -15,7 +15,7 @@ from models import inner_tuning, popularity
 from models.episodes import History, Interactions, earlier
 from models.factoring import ServedParts, centred, factor
 from models.gate import Gate
-from models.item_contexts import fit_map
+from models.item_contexts import Motion, fit_motion
 from models.item_fitting import COUNTED, PARTS, Matrix, als_factors, part_matrices, similarity_scale
 from models.learner_tuning import Learnt, Method
 from models.learners import HONEST, InnerSteps
@@ -123,7 +123,7 @@ def fit(window: Window, choices: Choices) -> MetaParameters:
         residual_mean=choices.moments.item_bias @ factors,
         metric=metric,
         text_map=text_ridge(window.text_embeddings, vectors, events),
-        context_map=_context_map(window, choices, served, factors, events),
+        **_motion(window, choices, served, factors, events).fields(),
         **choices.memories.fields(),
         part_weights=choices.weights,
         scene_shares=choices.scene_shares,
@@ -177,18 +177,18 @@ def text_ridge(embeddings: Tensor, vectors: Tensor, events: Tensor, *, ridge: fl
     return solution
 
 
-def _context_map(window: Window, choices: Choices, served: ServedParts, factors: Tensor, events: Tensor) -> Tensor:
-    """Map from company to what texts miss, of items whose texts were not fitted on; no rows where pairs stand still."""
+def _motion(window: Window, choices: Choices, served: ServedParts, factors: Tensor, events: Tensor) -> Motion:
+    """By what texts miss of items that they were not fitted on; nothing moves where pairs stand still."""
     out, embeddings = served.item_out, window.text_embeddings
     if not choices.pairs_online:
-        return out.new_zeros(0, out.shape[1])
+        return Motion.none(out.shape[1])
     half = torch.rand(len(out), generator=torch.Generator().manual_seed(window.seed)) < 0.5
     missed, inputs = out.clone(), torch.cat([embeddings, embeddings.new_ones(len(out), 1)], 1)
     for new in (half, ~half):
         missed[new] -= inputs[new] @ text_ridge(embeddings[~new], out[~new], events[~new])
     stakes = Stakes(served.pair_worth, window.recipe.pseudo_events)
     vectors = torch.cat([out, factors], 1)
-    return fit_map(window.interactions, stakes, vectors, missed, num_pairs=NUM_NEIGHBOURS, seed=window.seed)
+    return fit_motion(window.interactions, stakes, vectors, missed, num_pairs=NUM_NEIGHBOURS, seed=window.seed)
 
 
 def _pair_counts(served: ServedParts, users: Tensor, pseudo_events: Tensor) -> Tensor:

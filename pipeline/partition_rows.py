@@ -47,15 +47,15 @@ ADD_PENDING = """UPDATE innerloop.item_statistics SET epoch_offset = %s,
     pending_buckets = pending_buckets || %s::smallint[], pending_items = pending_items || %s::integer[]
     WHERE topic = %s AND partition = %s"""
 SAVE_PAIRS = """INSERT INTO innerloop.pair_snapshots
-    (topic, partition, meta_version, epoch_offset, item_nos, others, counts, scales, users)
-    VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s)
+    (topic, partition, meta_version, epoch_offset, item_nos, others, counts, scales, users, taken)
+    VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s)
     ON CONFLICT (topic, partition) DO UPDATE SET meta_version = excluded.meta_version,
     epoch_offset = excluded.epoch_offset, item_nos = excluded.item_nos, others = excluded.others,
-    counts = excluded.counts, scales = excluded.scales, users = excluded.users"""
+    counts = excluded.counts, scales = excluded.scales, users = excluded.users, taken = excluded.taken"""
 LOG_PAIRS = """INSERT INTO innerloop.pair_log (topic, partition, first_offset, items, before)
     VALUES (%s, %s, %s, %s, %s)"""
 TRIM_PAIRS = "DELETE FROM innerloop.pair_log WHERE topic = %s AND partition = %s AND first_offset < %s"
-LOAD_PAIRS = """SELECT partition, meta_version, item_nos, others, counts, scales, users
+LOAD_PAIRS = """SELECT partition, meta_version, item_nos, others, counts, scales, users, taken
     FROM innerloop.pair_snapshots WHERE topic = %s AND partition = %s"""
 LOAD_PAIR_LOG = """SELECT first_offset, items, before FROM innerloop.pair_log
     WHERE topic = %s AND partition = %s ORDER BY first_offset"""

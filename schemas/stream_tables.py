@@ -101,6 +101,7 @@ pair_snapshots = Table(
     required("counts", LargeBinary),
     required("scales", LargeBinary),
     required("users", LargeBinary),
+    required("taken", LargeBinary),
 )
 
 pair_log = Table(

@@ -110,6 +110,8 @@ def meta_parameters(
         "step_rates": torch.zeros(0, f),
         "text_map": normal(text_dim + 1, d + p * d + f) * 0.1,
         "context_map": torch.zeros(0, d),
+        "pace_direction": torch.zeros(d),
+        "usual_pace": 0.01,
         "part_decays": torch.tensor([0.9, 0.8, 0.9, 0.9]),
         "memory_decays": torch.zeros(0, p),
         "memory_discount": 0.9,

@@ -66,6 +66,8 @@ def small_parameters(**changes: object) -> MetaParameters:
         "step_rates": torch.zeros(0, F),
         "text_map": draw(T + 1, D + P * D + F),
         "context_map": draw(D + F + 1, D),
+        "pace_direction": draw(D),
+        "usual_pace": 0.002,
         "part_decays": draw(P).abs(),
         "memory_decays": draw(1, P).abs(),
         "memory_discount": 0.8,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from models import item_contexts
 from models.episodes import Interactions
-from models.item_contexts import contexts, fit_map, moves
+from models.item_contexts import Motion, Takers, contexts, fit_motion, moves
 from models.item_tables import ItemTables, assemble_items
 from models.meta_parameters import MetaParameters
 from models.neighbours import Blocks, Neighbours, PairLayout, initial_pairs, stakes_of
@@ -28,7 +29,7 @@ def parameters() -> MetaParameters:
     known = meta_parameters([f"i{row:02d}" for row in range(N)])
     dims, factors = known.item_out.shape[1], known.item_factors.shape[1]
     noise = torch.randn(dims + factors + 1, dims, generator=torch.Generator().manual_seed(3))
-    return replace(known, context_map=noise, pairs_online=True)
+    return replace(known, context_map=noise, pace_direction=noise[0], pairs_online=True)
 
 
 def tables_of(parameters: MetaParameters) -> ItemTables:
@@ -59,10 +60,19 @@ def test_a_context_is_the_mean_of_the_vectors_that_an_item_was_counted_with() ->
     torch.testing.assert_close(contexts(others, counts, vectors), torch.tensor([[0.75, 0.25], [0.0, 0.0]]).double())
 
 
-def test_the_more_events_the_less_counts_the_text() -> None:
-    found, context_map = torch.tensor([[2.0], [2.0], [2.0]]).double(), torch.tensor([[1.0], [1.0]])
-    told = moves(found, torch.tensor([0.0, 20.0, 180.0]), context_map)
+def test_the_more_takers_the_less_counts_the_text() -> None:
+    found, company = torch.tensor([[2.0], [2.0], [2.0]]).double(), torch.tensor([[1.0], [1.0]])
+    takers = Takers(torch.tensor([0.0, 5.0, 45.0]), torch.zeros(3))
+    told = moves(found, takers, Motion(company, torch.zeros(1), usual_pace=0.1))
     torch.testing.assert_close(told, torch.tensor([[0.0], [1.5], [2.7]]))
+
+
+def test_pace_is_what_takers_make_of_their_time_and_nothing_without_a_second_one() -> None:
+    takers = Takers(torch.tensor([0.0, 1.0, 10.0, 10.0, 10.0]), torch.tensor([0, 0, 90, 9_990, 40]))
+    expected = torch.tensor([1.0, 1.0, 1.0, 10 / 1_000, 10 / 5]).double().log()
+    torch.testing.assert_close(takers.pace(0.1), expected)
+    still = Motion(torch.zeros(2, 1), torch.tensor([3.0]), usual_pace=0.1)
+    torch.testing.assert_close(moves(torch.zeros(5, 1), takers, still)[:, 0], 3 * expected.float())
 
 
 def test_a_new_item_moves_by_the_map_of_its_company(parameters: MetaParameters) -> None:
@@ -73,7 +83,21 @@ def test_a_new_item_moves_by_the_map_of_its_company(parameters: MetaParameters) 
     vectors = tables_of(parameters).vectors
     company = (2 * vectors[0] + vectors[1]) / 3
     expected = 3 / (3 + item_contexts.PSEUDO_EVENTS) * torch.cat([company, torch.ones(1)]) @ parameters.context_map
+    expected += math.log(3 / (1 + 2 * parameters.usual_pace)) * parameters.pace_direction
     torch.testing.assert_close(moved.vectors[0], expected)
+
+
+def test_the_faster_takers_come_the_further_an_item_moves_that_way(parameters: MetaParameters) -> None:
+    slow = met_with(parameters, 0)
+    before = torch.full((500, WINDOW), -1)
+    learn(slow, before, torch.arange(500) % N, stakes_of(parameters))  # what others take meanwhile
+    before[0, -1] = 0
+    learn(slow, before[:1], torch.tensor([NEW]), stakes_of(parameters))
+    fast, late = (laid_out(parameters, pairs).moved[0] for pairs in (met_with(parameters, 0, 0), slow))
+    assert fast is not None
+    assert late is not None
+    far = math.log((1 + 501 * parameters.usual_pace) / (1 + parameters.usual_pace))
+    torch.testing.assert_close(fast.vectors[0] - late.vectors[0], far * parameters.pace_direction)
 
 
 def test_without_a_map_or_events_nothing_moves(parameters: MetaParameters) -> None:
@@ -131,30 +155,44 @@ def test_each_user_reads_the_vectors_of_her_own_block(parameters: MetaParameters
     torch.testing.assert_close(found[::2], ranker.start(asked, priors)[::2])
 
 
-def topics(*, meaning: bool, seed: int = 0) -> tuple[Interactions, Tensor, Tensor]:
+def topics(*, meaning: bool, popular: bool = False, seed: int = 0) -> tuple[Interactions, Tensor, Tensor]:
     """Users take items of one of two topics; vectors [n, 2] tell the topic, `missed` does or is noise."""
     draw, num = torch.Generator().manual_seed(seed), 200
     topic = torch.arange(num) % 2
-    users = torch.arange(4000) // 20
-    items = torch.randint(0, num // 2, (4000,), generator=draw) * 2 + users % 2
+    users = torch.arange(12000) // 20
+    items = torch.randint(0, num // 2, (12000,), generator=draw) * 2 + users % 2
+    if popular:  # the first half of each topic is taken three times as often
+        items = torch.where(torch.rand(12000, generator=draw) < 0.5, items % (num // 2), items)
     vectors = torch.nn.functional.one_hot(topic, 2).float()
     missed = vectors @ torch.tensor([[1.0], [-1.0]]) if meaning else torch.randn(num, 1, generator=draw)
-    return Interactions(users, items, torch.arange(4000), torch.ones(4000), num), vectors, missed
+    return Interactions(users, items, torch.arange(12000), torch.ones(12000), num), vectors, missed
 
 
 def test_a_map_is_learnt_where_company_tells_what_the_text_misses() -> None:
     interactions, vectors, missed = topics(meaning=True)
-    found = fit_map(interactions, STAKES, vectors, missed, num_pairs=8, seed=0)
-    told = moves(vectors.double(), torch.full((len(vectors),), 1e6), found)
+    found = fit_motion(interactions, STAKES, vectors, missed, num_pairs=8, seed=0)
+    tens = torch.full((len(vectors),), 10)
+    told = moves(vectors.double(), Takers(tens, (tens - 1) / found.usual_pace), found)
     assert float((told - missed).abs().mean()) < 0.2
 
 
-def test_there_is_no_map_where_company_tells_nothing() -> None:
+def test_pace_counts_where_what_is_popular_lies_elsewhere_than_texts_say_and_only_there() -> None:
+    interactions, vectors, _ = topics(meaning=True, popular=True)
+    popular = torch.where(torch.arange(len(vectors)) < len(vectors) // 2, 1.0, -1.0)[:, None]
+    noise = torch.randn(len(vectors), 1, generator=torch.Generator().manual_seed(5))
+    found = fit_motion(interactions, STAKES, vectors, popular + noise, num_pairs=8, seed=0)
+    assert float(found.pace) > 0.5
+    still = fit_motion(interactions, STAKES, vectors, vectors[:, :1] - vectors[:, 1:], num_pairs=8, seed=0)
+    assert len(still.company) > 0
+    assert float(still.pace) == 0.0
+
+
+def test_nothing_moves_where_company_and_pace_tell_nothing() -> None:
     interactions, vectors, missed = topics(meaning=False)
-    assert fit_map(interactions, STAKES, vectors, missed, num_pairs=8, seed=0).shape == (0, 1)
+    assert fit_motion(interactions, STAKES, vectors, missed, num_pairs=8, seed=0).company.shape == (0, 1)
 
 
 def test_there_is_no_map_where_few_items_decide() -> None:
     interactions, vectors, missed = topics(meaning=True)
     few = interactions.select(interactions.items < item_contexts.LEAST_ITEMS)
-    assert len(fit_map(few, STAKES, vectors, missed, num_pairs=8, seed=0)) == 0
+    assert len(fit_motion(few, STAKES, vectors, missed, num_pairs=8, seed=0).company) == 0

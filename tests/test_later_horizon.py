@@ -58,7 +58,16 @@ def test_what_is_taken_later_is_what_the_prior_knows_and_only_the_start_changes(
     assert not later.pairs_online, "what is learnt cannot be counted on"
     start = {"counts", "part_weights", "part_decays", "parts", "text_map", "use_inner_step"}
     tables = {"item_out", "item_in", "item_spread", "neighbour_items", "neighbour_values"}
-    tables |= {"pairs_online", "pair_counts", "pair_means", "pair_worth", "memory_decays", "context_map"}
+    tables |= {
+        "pairs_online",
+        "pair_counts",
+        "pair_means",
+        "pair_worth",
+        "memory_decays",
+        "context_map",
+        "pace_direction",
+        "usual_pace",
+    }
     for field in fields(MetaParameters):
         one, other = getattr(usual, field.name), getattr(later, field.name)
         if field.name not in start | tables:

@@ -92,7 +92,7 @@ def test_new_items_move_at_offsets_however_events_are_cut(monkeypatch: pytest.Mo
         monkeypatch.setattr(module, "EPOCH", 32)
     dims, factors = PARAMETERS.item_out.shape[1], PARAMETERS.item_factors.shape[1]
     noise = torch.randn(dims + factors + 1, dims, generator=torch.Generator().manual_seed(1))
-    moving, events = replace(PARAMETERS, context_map=noise), decoded(log(600))
+    moving, events = replace(PARAMETERS, context_map=noise, pace_direction=noise[0]), decoded(log(600))
     at_once, in_pieces, still = (
         judged(list(worker(one, num_partitions=2).replay(events, batch_events=size)))
         for one, size in ((moving, 600), (moving, 23), (PARAMETERS, 600))

@@ -65,9 +65,12 @@ def test_with_a_slot_for_every_pair_the_counts_are_those_of_dictionaries() -> No
     counts, users = reference(before, items)
     assert as_dictionaries(table) == [dict(part) for part in counts]
     assert table.users.tolist() == [users[item] for item in range(N)]
+    takers = items[(before != items[:, None]).all(1)].tolist()
+    assert table.arrived.tolist() == [1 + takers.index(item) for item in range(N)]
+    assert table.latest.tolist() == [len(takers) - takers[::-1].index(item) for item in range(N)]
 
 
-def test_the_order_of_events_within_an_epoch_changes_no_bit() -> None:
+def test_the_order_of_events_within_an_epoch_changes_no_pair() -> None:
     before, items = events(200)
     order = torch.randperm(200, generator=torch.Generator().manual_seed(1))
     one, other = empty(N, 5), empty(N, 5)
@@ -162,7 +165,7 @@ def test_snapshot_and_log_give_the_pairs_back() -> None:
     assert saved.table is not None
     again = OnlinePairs(saved.version, saved.table, STAKES, saved.log)
     again.settle(2 * EPOCH)
-    for name in ("others", "counts", "scale", "entered", "users"):
+    for name in ("others", "counts", "scale", "entered", "users", "arrived", "latest"):
         expected = getattr(pairs.table, name)
         assert torch.equal(getattr(again.table.grown(N), name), expected), name
     assert [one.first_offset for one in again.pending] == [2 * EPOCH]

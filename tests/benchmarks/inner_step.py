@@ -225,7 +225,8 @@ def double_ranker(values: MetaParameters, items: ItemTables) -> Ranker:
 
     tensors: dict[str, Any] = {name: precise(tensor) for name, tensor in values.tensors().items()}
     doubled = replace(values, **tensors)
-    return Ranker(doubled, ItemTables(**{name: precise(tensor) for name, tensor in vars(items).items()}))
+    tables: dict[str, Any] = {n: precise(value) for n, value in vars(items).items() if isinstance(value, Tensor)}
+    return Ranker(doubled, replace(items, **tables))
 
 
 def check_step(values: MetaParameters, items: ItemTables, users: Users, device: str, *, ways: Sequence[Way]) -> float:
