@@ -151,6 +151,7 @@ def _with_tables(
         memory_decays=parameters.memory_decays[:0],
         text_map=text_ridge(text_embeddings, vectors, parameters.item_events),
         **Motion.none(served.item_out.shape[1]).fields(),
+        item_bias=torch.zeros_like(parameters.item_bias),
         part_weights=weights,
         part_decays=decays,
         counts=counts,

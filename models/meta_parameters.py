@@ -57,6 +57,7 @@ class MetaParameters:
         pair_means: [n, C] mean over the catalogue of the counted parts, which the D dimensions leave out.
         pair_worth: [C] what a unit of each counted part is worth where pairs compete.
         pseudo_events: [C] observations of the prediction that a counted pair is shrunk by.
+        item_bias: [n] what each item's logits need beside the start, see `models.item_biases`; zeros where off.
         item_users: [n] number of users who took each item.
         item_factors: [n, F] features of the inner step, in the eigenbasis of its shared metric.
         item_events: [n] number of events each item was fitted on.
@@ -112,6 +113,7 @@ class MetaParameters:
     pair_means: Tensor
     pair_worth: Tensor
     pseudo_events: Tensor
+    item_bias: Tensor
     item_users: Tensor
     item_factors: Tensor
     item_events: Tensor
@@ -190,6 +192,7 @@ class MetaParameters:
             "pair_means": (n, c),
             "pair_worth": (c,),
             "pseudo_events": (c,),
+            "item_bias": (n,),
             "item_users": (n,),
             "item_factors": (n, f),
             "item_events": (n,),

@@ -84,7 +84,7 @@ def _choices(
     cut, unseen = split(window.interactions)
     num_users = len(torch.unique(window.interactions.users[unseen]))
     report: dict[str, Any] = {"repeat_share": round(repeats, 4), "validation_users": num_users, "fitted_events": cut}
-    neutral = _warmed(_neutral(window, recommend_seen=repeats >= REPEAT_SHARE), beginning)
+    neutral = _warmed(_neutral(window, recommend_seen=repeats >= REPEAT_SHARE), beginning, window.item_ids)
     if num_users < MIN_VALIDATION_USERS:
         inner = "as in the version begun from" if neutral.tuned.pays else "off"
         return neutral, {**report, "inner_step": f"{inner}: too few validation users"}
@@ -100,6 +100,7 @@ def _neutral(window: Window, *, recommend_seen: bool) -> Choices:
         gate=gate_tuning.DEFAULT,
         calibration=torch.tensor([[1.5, -7.0]]).repeat(popularity.NUM_BUCKETS, 1),
         moments=popularity_moments(window.interactions),
+        item_bias=torch.zeros(window.interactions.num_items),
         recommend_seen=recommend_seen,
         memories=Memories.single(window.recipe.decays),
         scene_shares=torch.zeros(popularity.NUM_BUCKETS),
@@ -107,11 +108,11 @@ def _neutral(window: Window, *, recommend_seen: bool) -> Choices:
     )
 
 
-def _warmed(neutral: Choices, beginning: MetaParameters | None) -> Choices:
+def _warmed(neutral: Choices, beginning: MetaParameters | None, item_ids: tuple[str, ...]) -> Choices:
     """Choices before validation: those of the version begun from, where it has the same parts."""
     if beginning is None or beginning.parts != PARTS:
         return neutral
-    return replace(Choices.of(beginning, neutral.moments), recommend_seen=neutral.recommend_seen)
+    return replace(Choices.of(beginning, neutral.moments, item_ids), recommend_seen=neutral.recommend_seen)
 
 
 def _repeat_share(interactions: Interactions) -> float:

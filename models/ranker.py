@@ -175,11 +175,12 @@ class Ranker:
     def parts(self, tasks: TaskBatch, priors: Tensor) -> Tensor:
         """What popularity and each part give alone, all neighbours added, nothing excluded: [U, 1 + P, N].
 
-        The start is their sum under the part weights, but for the limit of the bonus list.
+        The start is their sum under the part weights, but for the limit of the bonus list and the items' biases.
         """
         found = [priors.index_select(0, tasks.prior_rows)]
         for weights in torch.eye(1 + self._start.num_parts, device=priors.device)[1:]:
             support = self._start.memory(tasks, self._start.gains[0], weights.expand(len(tasks.support), -1))
+            support = support._replace(bias_weight=torch.zeros_like(support.bias_weight))
             scores = self._start.with_neighbours(self._start.plain(support, tasks, priors), support, tasks)
             found.append(scores[:, : self.items.num_items])
         return torch.stack(found, 1)

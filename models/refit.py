@@ -61,7 +61,7 @@ def refit_gain(
 
 
 def _refitted(parameters: MetaParameters, window: Window) -> MetaParameters:
-    return fit(window, Choices.of(parameters, popularity_moments(window.interactions)))
+    return fit(window, Choices.of(parameters, popularity_moments(window.interactions), window.item_ids))
 
 
 def _sampled(total: int, first: int, seed: int) -> Tensor:

@@ -31,12 +31,14 @@ BONUS_SUPPORT = 20  # newest positives whose neighbours are looked up
 class Support(NamedTuple):
     """What a support set says: vector [U, D], prior weight [U], and the shares of its neighbours.
 
+    bias_weight: [U] how far the items' biases count: 1 with a support, else 0.
     rows: [U, S] rows of the item tables. shares: [U, P, S] the weight of each row's parts in the logits.
     repeats: [U, S] bonus of the row itself; None where the version knows none.
     """
 
     vector: Tensor
     prior_weight: Tensor
+    bias_weight: Tensor
     rows: Tensor
     shares: Tensor
     repeats: Tensor | None
@@ -53,6 +55,9 @@ class Start:
         self._weights = parameters.part_weights.to(device)
         # None where no item is new, which is the common case
         self._trained = None if bool(known.all()) else functional.pad(known, (0, 1))
+        biases = torch.where(known, parameters.item_bias.to(device)[items.trained_index.clamp(min=0)], 0.0)
+        biases = functional.pad(biases, (0, out.shape[1] - len(biases)))
+        self._biases = biases if bool(biases.any()) else None
         shares = parameters.scene_shares.to(device)
         self._scene_weights = self._weights * shares[:, None]
         self._scene_weights[:, 0] += 1.0 - shares
@@ -99,7 +104,8 @@ class Start:
         # a part that says nothing about a user (no support) has weight zero
         scale = torch.where(deviation > 0, weights[:, 1:] / deviation.clamp(min=1e-12), 0.0)[..., None]
         repeats = bonuses(self._repeats, cells(tasks.support)) if self._repeats is not None else None
-        return Support((vectors * scale).sum(1), weights[:, 0], rows, gains * scale, repeats)
+        biased = (tasks.num_events > 0).to(gains.dtype)
+        return Support((vectors * scale).sum(1), weights[:, 0], biased, rows, gains * scale, repeats)
 
     def _part_weights(self, tasks: TaskBatch, rows: Tensor) -> Tensor:
         """Weights [U, 1 + P] of popularity and parts; less of the parts for users in a scene that is new."""
@@ -117,6 +123,8 @@ class Start:
         torch.mul(priors.index_select(0, tasks.prior_rows), support.prior_weight[:, None], out=plain[:, :num_items])
         plain[:, num_items:] = -torch.inf
         plain.addmm_(support.vector, self._out)
+        if self._biases is not None:
+            plain.addr_(support.bias_weight, self._biases)
         return tasks.neighbours.move(plain, support.vector) if tasks.neighbours else plain
 
     def finish(self, plain: Tensor, support: Support, tasks: TaskBatch) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models import inner_tuning, popularity
+from models import inner_tuning, item_biases, popularity
 from models.episodes import History, Interactions, earlier
 from models.factoring import ServedParts, centred, factor
 from models.gate import Gate
@@ -50,7 +50,8 @@ class Window:
 
 @dataclass(frozen=True)
 class Choices:
-    """What validation decides: part weights [B, 1 + P], memories, inner step, calibration [B, 2], moments by item.
+    """What validation decides: part weights [B, 1 + P], memories, inner step, calibration [B, 2],
+    moments and biases by item.
 
     `learnt` is a fitted learner; without one the inner step is the honest one.
     """
@@ -60,6 +61,7 @@ class Choices:
     gate: Gate
     calibration: Tensor
     moments: Moments
+    item_bias: Tensor
     recommend_seen: bool
     memories: Memories
     scene_shares: Tensor
@@ -68,8 +70,8 @@ class Choices:
     learnt: Learnt | None = None
 
     @classmethod
-    def of(cls, parameters: MetaParameters, moments: Moments) -> Choices:
-        """Those of a version, with a window's moments; of its inner step only where that is the honest one."""
+    def of(cls, parameters: MetaParameters, moments: Moments, item_ids: tuple[str, ...]) -> Choices:
+        """Those of a version, for a window's moments and items; of its inner step only where that is the honest one."""
         tuned = replace(inner_tuning.OFF, tau=parameters.tau)
         if parameters.learner == HONEST and parameters.use_inner_step:
             precision = float(parameters.precision.mean())
@@ -80,6 +82,7 @@ class Choices:
             gate=Gate(parameters.gate_discount, parameters.gate_credit),
             calibration=parameters.calibration,
             moments=moments,
+            item_bias=item_biases.of_items(parameters.item_bias, parameters.item_ids, item_ids),
             recommend_seen=parameters.recommend_seen,
             memories=Memories.of(parameters),
             scene_shares=parameters.scene_shares,
@@ -117,6 +120,7 @@ def fit(window: Window, choices: Choices) -> MetaParameters:
         pairs_online=choices.pairs_online,
         pair_counts=_pair_counts(served, users, recipe.pseudo_events),
         pseudo_events=recipe.pseudo_events,
+        item_bias=choices.item_bias,
         item_users=users,
         item_factors=factors,
         item_events=events,

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from models import gate_tuning, inner_tuning, memory_tuning, pair_judgement, repeat_fitting, scene_tuning
+from models import gate_tuning, inner_tuning, item_biases, memory_tuning, pair_judgement, repeat_fitting, scene_tuning
 from models.calibration import calibrate
 from models.episodes import History, Interactions, earlier
 from models.figures import interval, query_ranks, set_ndcg, user_means
@@ -66,6 +66,7 @@ class Later:
 
 def validate(later: Later, neutral: Choices, method: Method) -> tuple[Choices, dict[str, Any]]:
     """Choose everything that validation decides, and report on it; the rest stays as in `neutral`."""
+    neutral = replace(neutral, item_bias=torch.zeros_like(neutral.item_bias))
     pairs = _pairs(later, neutral)
     neutral = replace(neutral, pairs_online=pairs.pays)
     fitted, weighed, mixed = _start(later, neutral)
@@ -77,6 +78,12 @@ def validate(later: Later, neutral: Choices, method: Method) -> tuple[Choices, d
         ranker = later.ranker(replace(fitted, part_weights=weights, repeat_profile=again.profile))
         replay = later.replay(ranker)
     adapted = _adaptation(later, ranker, replay, method)
+    biases = item_biases.tune(replay, seed=later.window.seed)
+    if bool(biases.by_item.any()):
+        # only now: what adapts users is judged by errors, of which biases from the same users would hide too many
+        ranker = later.ranker(replace(ranker.parameters, item_bias=biases.by_item))
+        replay = later.replay(ranker)
+        adapted = adapted._replace(moments=prediction_moments(replay, adapted.tuned.tau))
     making_new = partial(later.tell, "try a scene made new")
     shares = scene_tuning.tune(ranker.parameters, later.window, later.cut, progress=making_new)
     choices = replace(
@@ -90,6 +97,7 @@ def validate(later: Later, neutral: Choices, method: Method) -> tuple[Choices, d
         gate=adapted.judged.gate,
         calibration=calibrate(replay, seed=later.window.seed),
         moments=adapted.moments,
+        item_bias=biases.by_item,
     )
     figures = user_means(set_ndcg(query_ranks(replay.start, replay.query)), replay.users)
     start = {
@@ -99,6 +107,7 @@ def validate(later: Later, neutral: Choices, method: Method) -> tuple[Choices, d
         "scene_shares": [round(share, 3) for share in shares.by_bucket.tolist()],
         "gain_in_new_scenes": shares.gain.as_list(),
         "gain_of_repeats": again.gain.as_list(),
+        "gain_of_item_biases": biases.gain.as_list(),
         "gain_of_online_pairs": pairs.gain.as_list(),
         "pairs_online": "on" if pairs.pays else "off: they do not pay on validation users",
         "parts_off": list(weighed.parts_off),

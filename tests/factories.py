@@ -100,6 +100,7 @@ def meta_parameters(
         "pair_means": torch.zeros(n, 3),
         "pair_worth": torch.ones(3),
         "pseudo_events": torch.tensor([5.0, 20.0, 5.0]),
+        "item_bias": torch.zeros(n),
         "item_users": torch.full((n,), 50.0),
         "item_factors": normal(n, f),
         "item_events": torch.full((n,), 50.0),

@@ -56,6 +56,7 @@ def small_parameters(**changes: object) -> MetaParameters:
         "pair_means": draw(N, 1),
         "pair_worth": draw(1).abs(),
         "pseudo_events": draw(1).abs(),
+        "item_bias": draw(N),
         "item_users": draw(N).abs(),
         "item_factors": draw(N, F),
         "item_events": draw(N).abs(),

@@ -67,6 +67,7 @@ def test_what_is_taken_later_is_what_the_prior_knows_and_only_the_start_changes(
         "context_map",
         "pace_direction",
         "usual_pace",
+        "item_bias",
     }
     for field in fields(MetaParameters):
         one, other = getattr(usual, field.name), getattr(later, field.name)

@@ -23,7 +23,8 @@ def texts() -> Tensor:
 
 def make_ranker(**changes: Any) -> Ranker:
     ids = [f"item{i:03d}" for i in range(N)]
-    parameters = dataclasses.replace(meta_parameters(ids, text_dim=T), **({"support_size": S} | changes))
+    usual: dict[str, Any] = {"support_size": S, "item_bias": torch.linspace(-0.5, 0.5, N)}
+    parameters = dataclasses.replace(meta_parameters(ids, text_dim=T), **(usual | changes))
     return Ranker(parameters, assemble_items(parameters, texts(), torch.arange(N)))
 
 
@@ -82,6 +83,7 @@ def reference_logits(ranker: Ranker, tasks: TaskBatch, priors: Tensor, user: int
             if age < BONUS_SUPPORT:
                 values = items.neighbour_values[row, part].double()
                 bonus.index_add_(0, items.neighbour_items[row], weights[1 + part] / deviation * g * values)
+    start = start + p.item_bias * (int(tasks.num_events[user]) > 0)
     total = start + bonus[:-1]
     gone = tasks.excluded[user] < 0
     total[gone] = -math.inf
@@ -111,6 +113,7 @@ def test_served_parts_add_up_to_the_logits() -> None:
     # the list was chosen with exclusions, so only what is not excluded can be compared
     free = ranker.served(tasks, priors)
     logits = free.q @ ranker.items.vectors.T + free.prior_weight[:, None] * priors[tasks.prior_rows]
+    logits += (tasks.num_events > 0)[:, None] * ranker.parameters.item_bias
     padded = torch.cat([logits, logits[:, :1]], 1).scatter_add_(1, free.bonus_items, free.bonus)[:, :N]
     torch.testing.assert_close(padded, ranker.logits(tasks, priors)[0])
     assert served.bonus_items.shape == (U, BONUS_SLOTS)
