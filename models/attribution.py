@@ -1,8 +1,9 @@
 """What one item's logit is made of, for one user: shares that add up exactly, and each event left out in turn.
 
-The served form is a sum, so its shares are read off it: `logit = taste + popularity + bonus + adapter`. The start is
-not linear in the support set (its parts are scaled by their deviation), so what an event is worth is told as what the
-item would lose without it, by the same code that serves. All of it in calibrated nats: `score = sigmoid(logit)`.
+The served form is a sum, so its shares are read off it: `logit = taste + popularity + bonus + adapter`, taste with the
+item's own bias. The start is not linear in the support set (its parts are scaled by their deviation), so what an event
+is worth is told as what the item would lose without it, by the same code that serves. All of it in calibrated nats:
+`score = sigmoid(logit)`.
 Letters: N catalogue items, S support slots, V variants of the user.
 """
 

@@ -9,8 +9,9 @@ first n are let through, the others never happen. The last fifth of the users, n
 known items of their first 20 events, and the worker's list of each is read for new items only. Wanted are all new items
 that she took later (users of 25 events or more, as in `coldstart.py`): Recall@10 (of all of them) and nDCG@10, mean
 over users, 95 % bootstrap intervals, differences paired. Every new item has the same n (or all it ever had), so how
-often an item was taken tells nothing; what is measured is what its takers tell. Random order and the plain cosine of
-texts have here what QUALITY.md gives for them, so its figures for items never seen are comparable.
+often an item was taken tells nothing; what is measured is what its takers tell: who they are and how soon they come.
+Random order and the plain cosine of texts have here what QUALITY.md gives for them, so its figures for items never seen
+are comparable.
 Phase `test` is the whole data set, `tune` what came before its last fifth. Every look at `test` is written into LOG.md.
 """
 
