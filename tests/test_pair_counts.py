@@ -186,7 +186,7 @@ def test_pairs_as_their_version_brought_them_are_not_written_again_and_go_on_as_
     found.epoch_offset, found.saved_pairs = EPOCH, saved_pairs(snapshot, [log_row(one) for one in logged])
     found.take_pairs(7, STAKES, brought)
     assert found.pairs is not None
-    for name in ("others", "counts", "scale", "entered", "users"):
+    for name in ("others", "counts", "scale", "entered", "users", "arrived", "latest"):
         assert torch.equal(getattr(found.pairs.table, name), getattr(held.pairs.table, name)), name
     assert snapshot_row(found.pairs) == snapshot_row(held.pairs)
     assert snapshot_row(held.pairs)[0], "what has been counted is written"
