@@ -126,6 +126,7 @@ def test_a_model_without_items_comes_back() -> None:
         "item_users": torch.zeros(0),
         "item_factors": torch.zeros(0, F),
         "item_events": torch.zeros(0),
+        "item_bias": torch.zeros(0),
         "counts": torch.zeros(NUM_BUCKETS, 0),
     }
     parameters = small_parameters(**empty)
