@@ -40,7 +40,7 @@ app = typer.Typer(
     Clicks in, per-user adapted scores out: Kafka → a batched inner loop → Postgres.
 
     \b
-    See it work on real data (about three minutes, stops by itself):
+    See it work on real data (under four minutes, stops by itself):
       innerloop demo
 
     \b
