@@ -51,6 +51,11 @@ def set_ndcg(ranks: Tensor) -> Tensor:
     return gain.sum(1) / ideal[size - 1]
 
 
+def stream_ndcg(ranks: Tensor) -> Tensor:
+    """Mean of nDCG@10 of the query as a set and of its first item alone [E]: a stream is judged by both."""
+    return (set_ndcg(ranks) + set_ndcg(ranks[:, :1])) / 2
+
+
 def user_means(values: Tensor, users: Tensor) -> Tensor:
     """Mean of values [..., E] over each user's events: [..., U] in ascending order of user."""
     numbers, inverse = torch.unique(users, return_inverse=True)
@@ -86,13 +91,23 @@ def surest(figures: Tensor) -> int:
     return best if float(least[best]) > 0 else 0
 
 
+def half_of(num: int, seed: int) -> Tensor:
+    """Mask [num] of a random half."""
+    return torch.randperm(num, generator=torch.Generator().manual_seed(seed)) % 2 == 0
+
+
+def half_of_users(users: Tensor, seed: int) -> Tensor:
+    """Mask [E] of the events of a random half of the users."""
+    found, number = torch.unique(users, return_inverse=True)
+    return half_of(len(found), seed)[number]
+
+
 def judged_by_halves(gains: Tensor, seed: int) -> tuple[Tensor, int]:
     """Two-fold cross-validation over users of settings' gains [G, U].
 
     Gives the gain [U] of each half under the setting that the other half has chosen, and the choice of all together.
     """
-    generator = torch.Generator().manual_seed(seed)
-    half = torch.randperm(gains.shape[1], generator=generator) % 2 == 0
+    half = half_of(gains.shape[1], seed)
     return torch.where(half, gains[_steadiest(gains[:, ~half])], gains[_steadiest(gains[:, half])]), _steadiest(gains)
 
 

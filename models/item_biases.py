@@ -15,7 +15,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from models.figures import Interval, interval, judged_by_halves, query_ranks, set_ndcg, surely_gain, user_means
+from models.figures import (
+    Interval,
+    half_of_users,
+    interval,
+    judged_by_halves,
+    query_ranks,
+    stream_ndcg,
+    surely_gain,
+    user_means,
+)
 from models.inner_tuning import Contest, likeliest
 from models.replay import Replay
 
@@ -34,15 +43,15 @@ class Biases(NamedTuple):
 def tune(replay: Replay, *, seed: int) -> Biases:
     """Fit biases on each half of the users and judge them by the other; on all where that surely pays."""
     tau, contest = likeliest(replay), Contest.of(replay)
-    users, number = torch.unique(replay.users, return_inverse=True)
-    half = torch.randperm(len(users), generator=torch.Generator().manual_seed(seed))[number] % 2 == 0
+    half = half_of_users(replay.users, seed)
     sums = [_sums(replay.select(mask), tau) for mask in (half, ~half)]
-    base, gains = _figures(contest, contest.start), list[Tensor]()
+    base, gains = stream_ndcg(query_ranks(contest.start, contest.places)), list[Tensor]()
     for share in SHARES:
         of_half = torch.stack([share * _misjudged(*one) for one in sums])
         # users of the first half are judged under the second's
         change = of_half[half.long()[:, None], contest.columns] * (replay.num_events > 0)[:, None]
-        gains.append(user_means(_figures(contest, contest.start + change) - base, replay.users))
+        figures = stream_ndcg(query_ranks(contest.start + change, contest.places))
+        gains.append(user_means(figures - base, replay.users))
     judged, chosen = judged_by_halves(torch.stack(gains), seed)
     taken, expected = (one + other for one, other in zip(*sums, strict=True))
     by_item = SHARES[chosen] * _misjudged(taken, expected)
@@ -66,8 +75,3 @@ def _sums(replay: Replay, tau: float) -> tuple[Tensor, Tensor]:
 
 def _misjudged(taken: Tensor, expected: Tensor) -> Tensor:
     return ((taken + DOUBT) / (expected + DOUBT)).log()
-
-
-def _figures(contest: Contest, logits: Tensor) -> Tensor:
-    ranks = query_ranks(logits, contest.places)
-    return (set_ndcg(ranks) + set_ndcg(ranks[:, :1])) / 2

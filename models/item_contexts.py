@@ -23,6 +23,7 @@ from torch import Tensor
 
 from models.episodes import History, Interactions, earlier
 from models.figures import judged_by_halves, surely_gain
+from models.meta_parameters import MetaParameters
 from models.pair_counts import WINDOW, PairTable, Stakes, empty, learn
 
 PSEUDO_EVENTS = 5.0
@@ -43,6 +44,11 @@ class Motion(NamedTuple):
     company: Tensor
     pace: Tensor
     usual_pace: float
+
+    @classmethod
+    def of(cls, parameters: MetaParameters) -> Motion:
+        """That of a version."""
+        return cls(parameters.context_map, parameters.pace_direction, parameters.usual_pace)
 
     @classmethod
     def none(cls, dims: int) -> Motion:

@@ -93,7 +93,7 @@ def assemble_items(parameters: MetaParameters, text_embeddings: Tensor, trained_
         neighbour_values=values,
         pair_means=_padded(torch.where(known[:, None], p.pair_means[row], 0.0)),
         pseudo_events=p.pseudo_events,
-        motion=Motion(p.context_map, p.pace_direction, p.usual_pace),
+        motion=Motion.of(p),
         uncounted=_padded(torch.where(known[:, None, None], p.neighbour_values[row][..., counted:], 0.0)),
         trained_index=trained_index,
     )

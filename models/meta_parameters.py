@@ -7,7 +7,7 @@ B buckets of K (`models.popularity.BUCKET_STARTS`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -157,6 +157,11 @@ class MetaParameters:
         """Give the rest, as plain JSON values (str, int, float, bool, list of str), with `format`."""
         plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in TENSOR_NAMES}
         return {"format": FORMAT, **plain, "item_ids": list(self.item_ids), "parts": list(self.parts)}
+
+    def rows_of(self, item_ids: Iterable[str]) -> Tensor:
+        """Give the row of each item [N] int64, -1 where it is none of ours."""
+        row_of = {item_id: row for row, item_id in enumerate(self.item_ids)}
+        return torch.tensor([row_of.get(item_id, -1) for item_id in item_ids], dtype=torch.int64)
 
     @classmethod
     def from_parts(cls, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> MetaParameters:

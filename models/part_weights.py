@@ -13,7 +13,7 @@ from torch import Tensor
 
 from models import popularity
 from models.episodes import History, Interactions, earlier, following
-from models.figures import query_ranks, set_ndcg, surely_gain, user_means
+from models.figures import half_of_users, query_ranks, set_ndcg, stream_ndcg, surely_gain, user_means
 from models.ranker import Ranker
 from models.replay import QUERY, epochs
 
@@ -116,8 +116,7 @@ def where_parts_pay(sample: Sample, weights: Tensor, gains: Tensor) -> Tensor:
 
 def gains_of_parts(sample: Sample, initial: Tensor, *, seed: int) -> Tensor:
     """What weights searched on the other half of the users gain [E] over popularity alone."""
-    users, number = torch.unique(sample.users, return_inverse=True)
-    half = torch.randperm(len(users), generator=torch.Generator().manual_seed(seed))[number] % 2 == 0
+    half = half_of_users(sample.users, seed)
     gains = torch.zeros(len(half))
     for judged in (half, ~half):
         weights = _searched(sample.select(~judged), initial, lambda _done, _total: None)
@@ -190,9 +189,8 @@ def scored_candidates(scores: Tensor, excluded: Tensor, query: Tensor, weights: 
 
 
 def stream_figures(scored: Tensor, query: Tensor, weights: Tensor) -> Tensor:
-    """Mean of nDCG@10 of the set of the next items and of the very next one [E]: a stream is judged by both."""
-    ranks = _ranks(scored, query, weights)
-    return (set_ndcg(ranks) + set_ndcg(ranks[:, :1])) / 2
+    """`stream_ndcg` [E] under weights [E, 1 + P]; `scored` from `scored_candidates`."""
+    return stream_ndcg(_ranks(scored, query, weights))
 
 
 def set_figures(scored: Tensor, query: Tensor, weights: Tensor) -> Tensor:

@@ -76,9 +76,8 @@ def _losses(
     parameters: MetaParameters, window: Window, interactions: Interactions, judged: Tensor, first: int
 ) -> Tensor:
     """Losses of the judged events [E] under the start, popularity counted from event `first` on; inf where excluded."""
-    trained = {item_id: row for row, item_id in enumerate(parameters.item_ids)}
-    index = torch.tensor([trained.get(item_id, -1) for item_id in window.item_ids])
-    ranker = Ranker(parameters, assemble_items(parameters, window.text_embeddings, index))
+    tables = assemble_items(parameters, window.text_embeddings, parameters.rows_of(window.item_ids))
+    ranker = Ranker(parameters, tables)
     replay = replay_start(ranker, interactions, first, judged, lambda _done, _total: None)
     listed = torch.isfinite(replay.start.gather(1, replay.targets[:, None])[:, 0])
     return start_losses(replay, parameters.tau).where(listed, torch.inf)

@@ -55,7 +55,7 @@ class Start:
         self._weights = parameters.part_weights.to(device)
         # None where no item is new, which is the common case
         self._trained = None if bool(known.all()) else functional.pad(known, (0, 1))
-        biases = torch.where(known, parameters.item_bias.to(device)[items.trained_index.clamp(min=0)], 0.0)
+        biases = functional.pad(parameters.item_bias.to(device), (0, 1))[items.trained_index]  # 0 for new items
         biases = functional.pad(biases, (0, out.shape[1] - len(biases)))
         self._biases = biases if bool(biases.any()) else None
         shares = parameters.scene_shares.to(device)

@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from models.item_tables import ItemTables, assemble_items
@@ -63,11 +62,10 @@ def build_catalogue(
     `embeddings` [N, T] are those of the known items, in the order of `listed_rows(items)`.
     """
     rows = listed_rows(items)
-    trained = {item_id: index for index, item_id in enumerate(parameters.item_ids)}
     row_of = np.full(max((item.item_no for item in items), default=0) + 1, -1, np.int64)
     item_nos = np.array([item.item_no for item in rows], np.int64)
     row_of[item_nos] = np.arange(len(rows))
-    trained_index = torch.tensor([trained.get(item.item_id, -1) for item in rows], dtype=torch.int64)
+    trained_index = parameters.rows_of([item.item_id for item in rows])
     return Catalogue(
         snapshot=snapshot,
         number_of={item.item_id: item.item_no for item in items},

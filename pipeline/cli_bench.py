@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pipeline.cli_database import opened
 from pipeline.cli_output import AsJson, columns, emit_json
 
 if TYPE_CHECKING:
@@ -55,11 +56,9 @@ def bench(
     from pipeline.stages import stages
     from pipeline.worker_capacity import draw, measure
     from pipeline.worker_sources import version_sources
-    from schemas.database import check_schema, connect_engine
 
     settings = Settings.load()
-    engine = connect_engine(settings.database("reader"))
-    check_schema(engine)
+    engine = opened(settings, "reader")
     arithmetic.prepare(settings.torch_threads)
     version, parameters = registry.load_live(engine, Artefacts(settings.artefacts_place()))
     _, items = read_items(Session(engine))

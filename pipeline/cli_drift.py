@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pipeline.cli_database import opened
 from pipeline.cli_output import AsJson, columns, emit_json, say
 
 if TYPE_CHECKING:
@@ -126,22 +127,15 @@ def unfreeze() -> None:
 
 def _reader() -> tuple[Engine, str]:
     from pipeline.settings import Settings
-    from schemas.database import check_schema, connect_engine
 
     settings = Settings.load()
-    engine = connect_engine(settings.database("reader"))
-    check_schema(engine)
-    return engine, settings.topic_interactions
+    return opened(settings, "reader"), settings.topic_interactions
 
 
 def _writer() -> Engine:
     from pipeline.settings import Settings
-    from schemas.database import check_role, check_schema, connect_engine
 
-    engine = connect_engine(Settings.load().database("writer"))
-    check_schema(engine)
-    check_role(engine, "writer")
-    return engine
+    return opened(Settings.load(), "writer")
 
 
 def _actor() -> str:

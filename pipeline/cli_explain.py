@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pipeline.cli_database import opened
 from pipeline.cli_output import AsJson, columns, emit_json, say
 
 if TYPE_CHECKING:
@@ -53,11 +54,9 @@ def explain(
     from pipeline.explanation_rows import read_user
     from pipeline.session import Session
     from pipeline.settings import Settings
-    from schemas.database import check_schema, connect_engine
 
     settings = Settings.load()
-    engine = connect_engine(settings.database("reader"))
-    check_schema(engine)
+    engine = opened(settings, "reader")
     rows = read_user(Session(engine), settings.topic_interactions, user, item)
     if rows is None:
         return _popular(engine, user, item, json=json)

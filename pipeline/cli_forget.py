@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from pipeline.cli_database import opened
 from pipeline.cli_output import AsJson, emit_json
 
 
@@ -36,16 +37,12 @@ def forget(
     from pipeline.erasures import Erasures, ask
     from pipeline.session import Session
     from pipeline.settings import Settings
-    from schemas.database import check_role, check_schema, connect_engine
     from schemas.fields import is_id
 
     if not is_id(user):
         raise typer.BadParameter("a user's id has 1 to 128 bytes and no control characters", param_hint="USER")
     settings = Settings.load()
-    broker, url = settings.connection("writer")
-    engine = connect_engine(url)
-    check_schema(engine)
-    check_role(engine, "writer")
+    broker, engine = settings.broker_address(), opened(settings, "writer")
     topics = {"topic": settings.topic_erasures, "interactions": settings.topic_interactions}
     ask(broker, settings.topic_erasures, user)
     done = Erasures(Session(engine), broker, **topics).catch_up()

@@ -7,9 +7,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pipeline.cli_database import opened
 from pipeline.cli_output import AsJson, columns, emit_json
 
 if TYPE_CHECKING:
+    from sqlalchemy import Engine
+
     from pipeline.promotion import Watched
     from pipeline.versions import Change, Version
 
@@ -144,25 +147,19 @@ def rollback(
         print(f"version {target} is live again, {left} is rejected")
 
 
-def _reader() -> Any:
+def _reader() -> Engine:
     from pipeline.settings import Settings
-    from schemas.database import check_schema, connect_engine
 
-    engine = connect_engine(Settings.load().database("reader"))
-    check_schema(engine)
-    return engine
+    return opened(Settings.load(), "reader")
 
 
 def _writer() -> Watched:
     from pipeline.artefacts import Artefacts
     from pipeline.promotion import Watched
     from pipeline.settings import Settings
-    from schemas.database import check_role, check_schema, connect_engine
 
     settings = Settings.load()
-    engine = connect_engine(settings.database("writer"))
-    check_schema(engine)
-    check_role(engine, "writer")
+    engine = opened(settings, "writer")
     return Watched(engine, Artefacts(settings.artefacts_place()), settings.topic_interactions)
 
 

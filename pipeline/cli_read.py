@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pipeline.cli_database import opened, reader_of
 from pipeline.cli_output import AsJson, columns, emit_json, say
 
 if TYPE_CHECKING:
@@ -57,11 +58,8 @@ def recommend(
     """
     from pipeline import reading
     from pipeline.settings import Settings
-    from schemas.database import check_schema, connect_engine
 
-    engine = connect_engine(Settings.load().database("reader"))
-    check_schema(engine)
-    found = reading.recommend(engine, user, k)
+    found = reading.recommend(opened(Settings.load(), "reader"), user, k)
     if json:
         emit_json([item.__dict__ for item in found])
     elif found:
@@ -93,15 +91,11 @@ def status(
     """
     from pipeline import reading
     from pipeline.settings import Settings
-    from schemas.database import check_schema, connect_engine
 
     settings = Settings.load()
     if worker:
         return _pulse(settings.home, json=json)
-    broker = settings.broker if settings.database_url else settings.broker_address()
-    engine = connect_engine(settings.database("reader"))
-    check_schema(engine)
-    found = reading.status(engine, broker, settings.topic_interactions)
+    found = reading.status(*reader_of(settings))
     if json:
         emit_json(found.as_json())
     else:
@@ -131,13 +125,8 @@ def metrics(
     """
     from pipeline import exposition
     from pipeline.settings import Settings
-    from schemas.database import check_schema, connect_engine
 
-    settings = Settings.load()
-    broker = settings.broker if settings.database_url else settings.broker_address()
-    engine = connect_engine(settings.database("reader"))
-    check_schema(engine)
-    collector = exposition.StreamCollector(engine, broker, settings.topic_interactions)
+    collector = exposition.StreamCollector(*reader_of(Settings.load()))
     if once:
         print(exposition.text_of(collector), end="")
         return
@@ -162,7 +151,9 @@ def _pulse(home: Path, *, json: bool) -> None:
 
 
 def _print_status(found: Status) -> None:
-    shown = ("partition", "first_offset", "next_offset", "applied", "dead_lettered", "duplicates", "dropped", "skipped")
+    from schemas.stream_tables import FATES
+
+    shown = ("partition", "first_offset", "next_offset", *FATES)
     headers = ("partition", "first", "next", "applied", "dead", "duplicates", "dropped", "skipped", "lag", "law")
     rows = [(*(getattr(p, name) for name in shown), p.lag, "BROKEN" if p.broken else "holds") for p in found.partitions]
     print(
@@ -207,10 +198,8 @@ def list_letters(
     """
     from pipeline import dead_letters
     from pipeline.settings import Settings
-    from schemas.database import check_schema, connect_engine
 
-    engine = connect_engine(Settings.load().database("reader"))
-    check_schema(engine)
+    engine = opened(Settings.load(), "reader")
     selection = _selection(topic, reason, partition, offset, since)
     found = dead_letters.listed(engine, selection, limit=limit, include_replayed=replayed)
     if json:
@@ -250,14 +239,11 @@ def replay_letters(
     """
     from pipeline import dead_letters
     from pipeline.settings import Settings
-    from schemas.database import check_role, check_schema, connect_engine
 
     if not every and not any((reason, topic, since, partition is not None, offset is not None)):
         raise typer.BadParameter("say which: --reason, --topic, --partition, --offset, --since or --all")
-    broker, url = Settings.load().connection("writer")
-    engine = connect_engine(url)
-    check_schema(engine)
-    check_role(engine, "writer")
+    settings = Settings.load()
+    broker, engine = settings.broker_address(), opened(settings, "writer")
     done = dead_letters.replay(engine, broker, _selection(topic, reason, partition, offset, since), limit=limit)
     if json:
         emit_json(done.__dict__)

@@ -15,12 +15,12 @@ from prometheus_client.registry import Collector
 from sqlalchemy import Engine
 from sqlalchemy.exc import OperationalError
 
-from pipeline.drift_reading import DriftStatus, drift_status
+from pipeline.drift_reading import DriftStatus
 from pipeline.reading import Status, status
 from schemas.errors import ConfigurationError
+from schemas.stream_tables import FATES
 
 PARTITION = ["partition"]
-FATES = ("applied", "dead_lettered", "duplicates", "dropped", "skipped")
 
 
 class StreamCollector(Collector):
@@ -34,15 +34,13 @@ class StreamCollector(Collector):
         """Yield everything that is known; `innerloop_up` alone while the database is away."""
         try:
             found = status(self._engine, self._broker, self._topic)
-            with self._engine.connect() as connection:
-                watched = drift_status(connection, self._topic)
         except OperationalError:
-            yield _gauge("up", "Whether the database answers.", 0)
-            return
-        yield _gauge("up", "Whether the database answers.", 1)
-        yield from _stream(found)
-        yield from _partitions(found)
-        yield from _monitor(watched)
+            found = None
+        yield _gauge("up", "Whether the database answers.", found is not None)
+        if found:
+            yield from _stream(found)
+            yield from _partitions(found)
+            yield from _monitor(found.watched)
 
 
 def text_of(collector: StreamCollector) -> str:

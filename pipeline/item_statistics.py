@@ -149,8 +149,9 @@ class ItemStatistics:
         saved, self.saved_pairs = self.saved_pairs, None
         if saved and saved.version == version:
             table = initial() if saved.table is None else saved.table
-            self.pairs = OnlinePairs(version, table, stakes, saved.log, snapshot_due=False)
-            self.pairs.as_brought = saved.table is None
+            self.pairs = OnlinePairs(
+                version, table, stakes, saved.log, snapshot_due=False, as_brought=saved.table is None
+            )
             self.pairs.settle(self.epoch_offset)
             self.leave_no_log()  # somebody may have been forgotten whom the worker before has not heard of
         else:

@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import Connection, Engine, text
 
 from pipeline import topics
-from pipeline.drift_reading import drift_status
+from pipeline.drift_reading import DriftStatus, drift_status
 
 FRESHNESS_WINDOW_SECONDS = 60
 
@@ -87,7 +87,7 @@ class Adapters:
 
 @dataclass(frozen=True)
 class Status:
-    """The stream as a whole; `monitor` is absent until there is one."""
+    """The stream as a whole, and whether anybody watches it."""
 
     topic: str
     partitions: list[PartitionStatus]
@@ -101,11 +101,17 @@ class Status:
     dead_letters: int
     dead_letters_open: int
     broker: str
-    monitor: str
+    watched: DriftStatus
+
+    @property
+    def monitor(self) -> str:
+        """What the monitor says, in a line; absent until there is one."""
+        return self.watched.as_line()
 
     def as_json(self) -> dict[str, Any]:
-        """Return plain values; times as RFC 3339."""
-        return {name: _plain(value) for name, value in asdict(self).items()}
+        """Return plain values, the monitor's as a line; times as RFC 3339."""
+        fields = {name: _plain(value) for name, value in asdict(self).items() if name != "watched"}
+        return {**fields, "monitor": self.monitor}
 
 
 def recommend(engine: Engine, user_id: str, k: int) -> list[Recommendation]:
@@ -140,7 +146,7 @@ def status(engine: Engine, broker: str | None, topic: str) -> Status:
         dead_letters=num_dead,
         dead_letters_open=num_open,
         broker=answer,
-        monitor=watched.as_line(),
+        watched=watched,
     )
 
 

@@ -55,16 +55,15 @@ catalogue_snapshots = Table(
     stamp("created_at"),
 )
 
+FATES = ("applied", "dead_lettered", "duplicates", "dropped", "skipped")  # together, by the law, every offset passed
+
 stream_position = Table(
     "stream_position",
     metadata,
     *of_partition(),
     required("first_offset", BigInteger),
     required("next_offset", BigInteger),
-    *(
-        required(name, BigInteger, text("0"))
-        for name in ("applied", "dead_lettered", "duplicates", "dropped", "skipped")
-    ),
+    *(required(name, BigInteger, text("0")) for name in FATES),
     stamp("updated_at"),
     required("rate_limited", BigInteger, text("0")),
 )

@@ -35,8 +35,7 @@ class Replay:
     def __init__(self, stream: Stream, parameters: MetaParameters, home: Path) -> None:
         films = sorted(stream.data.films, key=lambda film: film.item_id.encode())
         row_of = {film.item_id: row for row, film in enumerate(films)}
-        trained = {item_id: row for row, item_id in enumerate(parameters.item_ids)}
-        index = torch.tensor([trained.get(film.item_id, -1) for film in films])
+        index = parameters.rows_of(film.item_id for film in films)
         embeddings = cached_embeddings(resolve_encoder("auto"), [film.text for film in films], home / "cache")
         self.ranker = Ranker(parameters, assemble_items(parameters, embeddings, index))
         rows = np.concatenate([stream.fit, stream.events])
