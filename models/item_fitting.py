@@ -1,6 +1,6 @@
 """Item-item parts and item factors from interactions: the slow, exact matrices that the served tables stand for.
 
-Letters: E events, U users, N items, F factors.
+Letters: E events, U users, N items, T text dimensions, F factors.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from models.episodes import History, Interactions
 from models.recipe import DEFAULT, Recipe
@@ -87,7 +88,7 @@ def similarity_scale(had: Tensor, scored: Tensor) -> Tensor:
 
 
 def als_factors(
-    matrix: Matrix, *, num_factors: int = 64, ridge: float = 20.0, alpha: float = 3.0, rounds: int = 8, seed: int = 0
+    matrix: Matrix, *, num_factors: int, ridge: float = 20.0, alpha: float = 3.0, rounds: int = 8, seed: int = 0
 ) -> Tensor:
     """Item factors [N, F] of implicit ALS (Hu 2008): lengths evened out, centred, mean squared length 1."""
     generator = torch.Generator().manual_seed(seed)
@@ -97,9 +98,19 @@ def als_factors(
         users = _half(matrix.users, matrix.items, items, matrix.num_users, ridge=ridge, alpha=alpha)
         items = _half(matrix.items[by_item], matrix.users[by_item], users, matrix.num_items, ridge=ridge, alpha=alpha)
     squared = items.square().sum(1, keepdim=True)
-    items = items / torch.sqrt(squared + 0.05 * squared.median() + 1e-12)
-    items = items - items.mean(0)
-    return items / items.square().sum(1).mean().sqrt().clamp(min=1e-6)
+    return _centred(items / torch.sqrt(squared + 0.05 * squared.median() + 1e-12))
+
+
+def text_factors(embeddings: Tensor, num_factors: int) -> Tensor:
+    """Principal components [N, F] of texts [N, T]: centred, mean squared length 1; zeros where texts do not differ."""
+    centred = embeddings - embeddings.mean(0)
+    axes = torch.linalg.eigh(centred.T @ centred).eigenvectors[:, -num_factors:]
+    return _centred(functional.pad(centred @ axes, (num_factors - axes.shape[1], 0)))
+
+
+def _centred(factors: Tensor) -> Tensor:
+    factors = factors - factors.mean(0)
+    return factors / factors.square().sum(1).mean().sqrt().clamp(min=1e-6)
 
 
 def _half(rows: Tensor, columns: Tensor, fixed: Tensor, num_rows: int, *, ridge: float, alpha: float) -> Tensor:

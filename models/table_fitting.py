@@ -16,7 +16,7 @@ from models.episodes import History, Interactions, earlier
 from models.factoring import ServedParts, centred, factor
 from models.gate import Gate
 from models.item_contexts import Motion, fit_motion
-from models.item_fitting import COUNTED, PARTS, Matrix, als_factors, part_matrices, similarity_scale
+from models.item_fitting import COUNTED, PARTS, Matrix, als_factors, part_matrices, similarity_scale, text_factors
 from models.learner_tuning import Learnt, Method
 from models.learners import HONEST, InnerSteps
 from models.memories import Memories
@@ -26,7 +26,11 @@ from models.recipe import DEFAULT, Recipe
 from models.replay import Moments
 
 NUM_DIMS = 64
-NUM_FACTORS = 64
+# The inner step moves users in few directions: in more of them it learns the noise of single events (LOG.md, "Few
+# directions, and texts among them").
+TAKEN_FACTORS, TEXT_FACTORS = 16, 16
+NUM_FACTORS = TAKEN_FACTORS + TEXT_FACTORS
+_TEXT_VARIANCE = 0.5  # of the factors from texts, beside 1 of those from who took what
 NUM_NEIGHBOURS = 48
 _TABLE_TASKS = 3000  # sampled tasks whose scores the dimensions have to reproduce
 
@@ -151,11 +155,16 @@ def _served_parts(window: Window, choices: Choices, history: History) -> ServedP
 
 
 def _inner_factors(window: Window, choices: Choices, matrix: Matrix) -> tuple[Tensor, Tensor]:
-    """Factors [N, F] in the basis that the inner step moves in, and the metric's diagonal [F]."""
+    """Factors [N, F] in the basis that the inner step moves in, and the metric's diagonal [F].
+
+    Half of them say who took the items, half what their texts say: what a user's residuals have in common.
+    """
     recipe = window.recipe
-    factors = als_factors(
-        matrix, num_factors=NUM_FACTORS, ridge=recipe.als_ridge, alpha=recipe.als_alpha, seed=window.seed
+    taken = als_factors(
+        matrix, num_factors=TAKEN_FACTORS, ridge=recipe.als_ridge, alpha=recipe.als_alpha, seed=window.seed
     )
+    texts = text_factors(window.text_embeddings, TEXT_FACTORS)
+    factors = torch.cat([taken, texts * _TEXT_VARIANCE**0.5], 1)
     if choices.learnt:
         return _turned(factors, choices.learnt.basis, choices.moments)
     return _rotated(factors, choices.moments)

@@ -10,7 +10,7 @@ from models.checkpoint import from_bytes, to_bytes
 from models.episodes import History, Interactions, earlier, following
 from models.factoring import centred, factor
 from models.figures import interval, query_ranks, set_ndcg, user_means
-from models.item_fitting import Matrix, als_factors, directed, ease, part_matrices
+from models.item_fitting import Matrix, als_factors, directed, ease, part_matrices, text_factors
 from models.item_tables import assemble_items
 from models.meta_parameters import MetaParameters
 from models.outer_loop import meta_train
@@ -269,6 +269,32 @@ def test_als_factors_of_items_that_are_taken_together_point_the_same_way() -> No
     off_diagonal = ~torch.eye(NUM_ITEMS, dtype=torch.bool)
     assert float(near[same & off_diagonal].mean()) > float(near[~same].mean()) + 0.3
     torch.testing.assert_close(factors.mean(0), torch.zeros(16), atol=1e-5, rtol=0)
+
+
+def test_factors_of_texts_are_their_principal_components() -> None:
+    draw = torch.Generator().manual_seed(0)
+    wide = torch.randn(200, 3, generator=draw) @ torch.randn(3, 20, generator=draw)
+    texts = wide + 0.01 * torch.randn(200, 20, generator=draw) + 5.0
+    factors = text_factors(texts, 3)
+    torch.testing.assert_close(factors.mean(0), torch.zeros(3), atol=1e-5, rtol=0)
+    torch.testing.assert_close(factors.square().sum(1).mean(), torch.tensor(1.0))
+    # three directions tell all texts but for the noise
+    told = torch.linalg.lstsq(factors, texts - texts.mean(0))
+    assert float((factors @ told.solution - (texts - texts.mean(0))).abs().max()) < 0.1
+    # fewer text dimensions than factors, and texts that say nothing
+    assert text_factors(texts[:, :2], 5).shape == (200, 5)
+    torch.testing.assert_close(text_factors(torch.ones(4, 6), 3), torch.zeros(4, 3))
+
+
+def test_the_inner_step_moves_in_what_texts_say_and_in_who_took_what() -> None:
+    interactions = clustered(120)
+    # texts group the items otherwise than users do
+    other = torch.eye(5)[torch.arange(NUM_ITEMS) // 7 % 5]
+    parameters, _ = meta_train(interactions, other, item_ids=item_ids(), encoder="test", seed=1)
+    factors = parameters.item_factors.double()
+    for wanted in (text_factors(other, 4), als_factors(Matrix.of(interactions), num_factors=16, seed=1)):
+        found = factors @ torch.linalg.lstsq(factors, wanted.double()).solution
+        assert float((found - wanted).square().sum() / wanted.square().sum()) < 1e-3
 
 
 def test_served_parts_with_all_dimensions_are_the_exact_matrices() -> None:

@@ -38,9 +38,9 @@ ENCODER = HashedBagOfWords(64)
 NUM_ITEMS, NUM_USERS, SUPPORT_SIZE, TOP_N = 1682, 100_000, 60, 50
 
 
-def parameters(num_items: int = NUM_ITEMS, *, seed: int = 0) -> MetaParameters:
+def parameters(num_items: int = NUM_ITEMS, *, num_factors: int = NUM_FACTORS, seed: int = 0) -> MetaParameters:
     """Random, in the shapes and about the magnitudes that meta-training gives, inner step on."""
-    sizes = Sizes(NUM_DIMS, NUM_FACTORS, NUM_NEIGHBOURS)
+    sizes = Sizes(NUM_DIMS, num_factors, NUM_NEIGHBOURS)
     drawn = meta_parameters(
         item_ids(num_items), text_dim=ENCODER.size, seed=seed, sizes=sizes, encoder=ENCODER.name, parts=PARTS
     )
@@ -50,9 +50,9 @@ def parameters(num_items: int = NUM_ITEMS, *, seed: int = 0) -> MetaParameters:
         item_out=drawn.item_out / NUM_DIMS**0.5,
         item_spread=drawn.item_spread * 0.1,
         neighbour_values=drawn.neighbour_values * 0.1,
-        item_factors=drawn.item_factors / NUM_FACTORS**0.5,
+        item_factors=drawn.item_factors / num_factors**0.5,
         residual_mean=drawn.item_factors[0] * 0.01,
-        metric=drawn.metric / NUM_FACTORS,
+        metric=drawn.metric / num_factors,
         part_decays=torch.tensor([0.99, 0.9, 0.7, 0.99]),
         part_weights=torch.tensor([[1.0] + [0.5] * len(PARTS)]).repeat(NUM_BUCKETS, 1),
         calibration=torch.tensor([[1.5, -7.0]]).repeat(NUM_BUCKETS, 1),
