@@ -18,7 +18,7 @@ from pipeline.known import Known
 from pipeline.outcome import Lists
 from pipeline.served_items import ServedItems
 from pipeline.support import Ints, UserTable
-from pipeline.task_batches import Reading, TaskBatches, chunks, padded
+from pipeline.task_batches import Reading, TaskBatches, padded
 
 NUM_POPULAR = 1000
 
@@ -47,7 +47,7 @@ class InnerRounds:
         """
         table, ranker = self._table, self._ranker
         known = np.flatnonzero(events.positive & (self._catalogue.row_of[events.items] >= 0))
-        for now in chunks(known):
+        for now in self._tasks.chunks(known):
             slots, size = events.slots[now], len(now)
             tasks = self._tasks.of(slots, events.before.of(now), events.reading.of(now), self._served.pair_tables)
             targets, previous = (
@@ -73,7 +73,7 @@ class InnerRounds:
         buckets = bucket_of(torch.from_numpy(num_events)).numpy()
         reading = Reading(num_events, bases + buckets, side.pair_rows[last])
         tops = []
-        for now in chunks(np.arange(len(slots))):
+        for now in self._tasks.chunks(np.arange(len(slots))):
             known = Known.of(self._table, slots[now])
             tasks = self._tasks.of(slots[now], known, reading.of(now), self._served.pair_tables)
             top = self._ranker.rank(tasks, side.priors, min(self._top_n, len(self._catalogue.item_nos)))

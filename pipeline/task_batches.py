@@ -21,7 +21,14 @@ from pipeline.support import Ints, UserTable
 
 # Users per call of the ranker. Padding to one of few sizes keeps a row's result independent of the others, to the bit:
 # matrix kernels give the same rows at any of these sizes, but not below 16, where they divide long sums in other ways.
-CHUNK_SIZES = range(16, 129, 16)
+CHUNK_SIZES = range(16, 257, 16)
+_CACHED_SCORES = 2**19  # of a call's users over the catalogue: half of a second-level cache of 4 MiB
+_LEAST_LARGEST = 128  # below, what every call costs anew is more than what the cache saves
+
+
+def largest_chunk(num_items: int) -> int:
+    """Most users per call of the ranker: as many as have their scores in the cache, within bounds."""
+    return min(max(_CACHED_SCORES // max(num_items, 1) // 16 * 16, _LEAST_LARGEST), CHUNK_SIZES[-1])
 
 
 class Reading(NamedTuple):
@@ -54,8 +61,14 @@ class TaskBatches:
         self._device = ranker.items.vectors.device
         self._withdrawn = torch.from_numpy(catalogue.unavailable).to(self._device)
 
+    def chunks(self, indices: Ints) -> Iterator[Ints]:
+        """Stretches of as many as one call of the ranker takes."""
+        largest = largest_chunk(len(self._catalogue.item_nos))
+        for first in range(0, len(indices), largest):
+            yield indices[first : first + largest]
+
     def of(self, slots: Ints, known: Known, reading: Reading, pairs: Blocks | None) -> TaskBatch:
-        """The tasks of at most 128 users, padded; pairs: `ServedPairs.tables`, None for those of the version."""
+        """The tasks of a chunk of users, padded; pairs: `ServedPairs.tables`, None for those of the version."""
         table, size = self._table, self._ranker.parameters.support_size
         columns = {
             "support": padded(self._catalogue.row_of[known.support_items[:, -size:]], -1),
@@ -83,13 +96,6 @@ class TaskBatches:
         excluded.view(-1).index_fill_(0, torch.from_numpy(rows).to(self._device), -torch.inf)
         excluded[:, 1:].index_fill_(1, self._withdrawn, -torch.inf)
         return excluded[:, 1:]
-
-
-def chunks(indices: Ints) -> Iterator[Ints]:
-    """Stretches of as many as one call of the ranker takes."""
-    largest = CHUNK_SIZES[-1]
-    for first in range(0, len(indices), largest):
-        yield indices[first : first + largest]
 
 
 def padded(rows: NDArray[np.generic], value: int) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 
 from models.popularity import NUM_BUCKETS
 from models.ranker import Ranker, TaskBatch
-from pipeline.task_batches import CHUNK_SIZES
+from pipeline.task_batches import CHUNK_SIZES, largest_chunk
 from tests.benchmarks.scene import SUPPORT_SIZE, catalogue, one_thread, parameters
 
 
@@ -45,3 +45,8 @@ def test_a_row_is_the_same_to_the_bit_in_calls_of_every_size(num_items: int) -> 
             assert torch.equal(whole[rows], part), size
         for whole, part in zip(top, ranker.rank(some, priors, 50), strict=True):
             assert torch.equal(whole[rows], part), size
+
+
+def test_a_call_takes_as_many_users_as_have_their_scores_in_the_cache() -> None:
+    assert [largest_chunk(num_items) for num_items in (0, 300, 1682, 2500, 10_000)] == [256, 256, 256, 208, 128]
+    assert {largest_chunk(num_items) for num_items in range(1, 20_000)} <= set(CHUNK_SIZES)

@@ -28,15 +28,16 @@ from models.meta_parameters import MetaParameters
 from models.popularity import NUM_BUCKETS, bucket_of
 from models.ranker import Ranker, Step, TaskBatch, exclusions
 from models.top_items import best_rows
-from pipeline.task_batches import CHUNK_SIZES
+from pipeline.task_batches import largest_chunk
 from tests.benchmarks.measuring import medians, table
 from tests.benchmarks.scene import NUM_ITEMS, SUPPORT_SIZE, TOP_N, Options, catalogue, one_thread, parameters
 
 TABLE_USERS = 20_000
 TOLERANCE = 1e-6
 FACTORS = 64  # as published figures have them; what meta-training serves has half as many
-CHUNK = CHUNK_SIZES[-1]  # as the worker
-SAMPLED_CHUNK = 1024  # whose scores of the candidates stay in the cache as those of the catalogue do for CHUNK
+SAMPLED_CHUNK = (
+    1024  # whose scores of the candidates stay in the cache as those of the catalogue do for the worker's chunks
+)
 
 
 Way = Callable[[InnerStep, tuple[Tensor, Tensor], "Users"], Tensor]
@@ -96,7 +97,7 @@ def inner_step(values: MetaParameters, device: str, dtype: torch.dtype = torch.f
     )
 
 
-def batched(inner: InnerStep, tables: tuple[Tensor, Tensor], users: Users, chunk: int = CHUNK) -> Tensor:
+def batched(inner: InnerStep, tables: tuple[Tensor, Tensor], users: Users, chunk: int = 256) -> Tensor:
     """Deviations [U, F]; the states of the table move."""
     (out, factors), prior = tables, inner.tau * users.prior
     deviations = []
@@ -253,7 +254,7 @@ def check_ranker(
     tasks, priors, targets = work
     precise = _mapped(tasks, lambda column: column.double() if column.is_floating_point() else column)
     expected = in_chunks(double_ranker(values, items), (precise, priors.double(), targets), len(targets), near)[0]
-    found = in_chunks(Ranker(values, items), work, CHUNK, near)
+    found = in_chunks(Ranker(values, items), work, largest_chunk(items.num_items), near)
     worst = max(
         difference(torch.cat([getattr(step, name) for step in found]), getattr(expected, name))
         for name in ("state", "loss_adapted", "loss_start")
@@ -267,9 +268,13 @@ def difference(found: Tensor, expected: Tensor) -> float:
 
 
 def measure(
-    num_items: int, *, num_users: int, repeats: int, device: str = "cpu", chunk: int = CHUNK
+    num_items: int, *, num_users: int, repeats: int, device: str = "cpu", chunk: int | None = None
 ) -> list[list[str]]:
-    """Rows of the table for one catalogue size: users per second of this core (wall time on another device)."""
+    """Rows of the table for one catalogue size: users per second of this core (wall time on another device).
+
+    As many users a call as the worker takes, or `chunk`.
+    """
+    chunk = chunk or largest_chunk(num_items)
     values = parameters(num_items, num_factors=FACTORS)
     items = catalogue(values, device).tables
     users = draw_users(values, num_users, device)
@@ -333,7 +338,7 @@ def replace_slots(users: Users, num_users: int) -> Users:
 
 
 COLUMNS = (
-    f"work, chunks of {CHUNK}, candidates {SAMPLED_CHUNK}",
+    f"work, chunks as the worker's, candidates {SAMPLED_CHUNK}",
     "items",
     "users/s",
     "user by user",

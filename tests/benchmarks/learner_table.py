@@ -18,8 +18,9 @@ import torch
 from models.figures import interval, set_ndcg, user_means
 from models.learner_tuning import Method
 from models.ranker import Ranker
+from pipeline.task_batches import largest_chunk
 from tests.benchmarks import stream_replay
-from tests.benchmarks.inner_step import CHUNK, tasks_of
+from tests.benchmarks.inner_step import tasks_of
 from tests.benchmarks.measuring import medians, table
 from tests.benchmarks.scene import TOP_N, Options, catalogue, parameters
 from tests.benchmarks.stream import Stream, load_stream, train
@@ -39,11 +40,12 @@ def serving_rates(methods: list[Method], *, num_users: int, repeats: int) -> lis
     """Users listed per CPU-second by `Ranker.rank` (top 50 of 1,682 items, S 60) under each method."""
     values = parameters()
     items = catalogue(values).tables
+    chunk = largest_chunk(items.num_items)
     tasks, priors, _ = tasks_of(num_users, values, "cpu")
 
     def rank_all(ranker: Ranker) -> None:
-        for first in range(0, num_users, CHUNK):
-            rows = slice(first, first + CHUNK)
+        for first in range(0, num_users, chunk):
+            rows = slice(first, first + chunk)
             ranker.rank(tasks.taken(rows), priors, TOP_N)
 
     ways: dict[str, Callable[[], object]] = {}
