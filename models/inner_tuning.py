@@ -19,7 +19,7 @@ from models.replay import Replay, honest_residuals, prediction_moments, start_lo
 TAUS = (1.0, 1.5, 2.0)
 LIKELY_TAUS = (0.3, 0.5, 0.7, *TAUS)
 DISCOUNTS = (0.97, 0.99, 1.0)
-PRECISIONS = (2.0, 4.0, 8.0, 16.0, 32.0)
+PRECISIONS = (2.0, 4.0, 8.0, 16.0)
 TRUST_RADIUS = 1.0
 STEP_FROM = 3
 _CANDIDATES = 250
