@@ -18,6 +18,7 @@ import torch
 from models.figures import interval, set_ndcg, user_means
 from models.learner_tuning import Method
 from models.ranker import Ranker
+from models.table_fitting import NUM_FACTORS
 from pipeline.task_batches import largest_chunk
 from tests.benchmarks import stream_replay
 from tests.benchmarks.inner_step import tasks_of
@@ -92,4 +93,4 @@ def main(options: Options) -> None:
 
 def _bytes_kept(method: Method) -> str:
     """What a worker keeps of a user for the inner loop, whatever the adapter: a vector and a count, or nothing."""
-    return str(4 * 64 + 8) if method.residuals == "honest" else "0"
+    return str(4 * NUM_FACTORS + 8) if method.residuals == "honest" else "0"

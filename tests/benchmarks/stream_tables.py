@@ -50,6 +50,7 @@ def switched_off(parameters: MetaParameters) -> dict[str, MetaParameters]:
         "vectors of new items online": replace(p, context_map=p.context_map[:0]),
         "bonus list, and pairs": replace(p, pairs_online=False, neighbour_items=torch.full_like(p.neighbour_items, -1)),
         **parts,
+        "item biases": replace(p, item_bias=torch.zeros_like(p.item_bias)),
         "texts": replace(p, text_map=torch.zeros_like(p.text_map), shrinkage=1e-6),
         "decay of the support": replace(p, part_decays=torch.ones_like(p.part_decays)),
         "inner step": replace(p, use_inner_step=False),
