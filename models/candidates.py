@@ -47,14 +47,12 @@ def draw(weights: Tensor, num: int, *, turn: int) -> Candidates:
     return Candidates(columns, correction)
 
 
-def predict(logits: Tensor, own: Tensor, candidates: Candidates, targets: Tensor) -> Tensor:
-    """Prediction [U, C + 1] from the candidates' logits [U, C] and that of the target [U, 1], which comes last."""
-    num = candidates.columns.shape[-1]
-    place = torch.searchsorted(candidates.columns, targets[:, None] if candidates.columns.ndim > 1 else targets)
+def predict(scores: Tensor, columns: Tensor, targets: Tensor) -> Tensor:
+    """Prediction [U, C + 1] in place of scores: corrected logits of columns [C] or [U, C], the target's own last."""
+    num = columns.shape[-1]
+    place = torch.searchsorted(columns, targets[:, None] if columns.ndim > 1 else targets)
     place = place.view(-1, 1).clamp(max=num - 1)
-    found = candidates.columns.expand(len(targets), num).gather(1, place) == targets[:, None]
-    scores = logits.new_empty(len(targets), num + 1)
-    torch.add(logits, candidates.correction, out=scores[:, :num])
-    scores.scatter_(1, torch.where(found, place, num), -torch.inf)  # a target that was drawn counts once
-    scores[:, num:] = own
-    return torch.softmax(scores, 1)
+    found = columns.expand(len(targets), num).gather(1, place) == targets[:, None]
+    # a target that was drawn counts once
+    scores.scatter_(1, torch.where(found, place, num), torch.where(found, -torch.inf, scores[:, num:]))
+    return torch.softmax(scores, 1, out=scores)

@@ -221,8 +221,9 @@ class Ranker:
         tau = self._inner.tau if tau is None else tau
         if candidates is None:
             return chances(logits, tau)
-        scaled = tau * logits.gather(1, torch.cat([candidates.columns, rows[:, None]], 1))
-        return predict(scaled[:, :-1], scaled[:, -1:], candidates, rows)
+        scores = logits.gather(1, torch.cat([candidates.columns, rows[:, None]], 1)).mul_(tau)
+        scores[:, :-1] += candidates.correction
+        return predict(scores, candidates.columns, rows)
 
     def _expected(self, prediction: Tensor, rows: Tensor, candidates: Candidates | None) -> Tensor:
         """Mean factors [U, F] under a prediction."""

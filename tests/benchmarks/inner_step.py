@@ -27,6 +27,7 @@ from models.item_tables import ItemTables
 from models.meta_parameters import MetaParameters
 from models.popularity import NUM_BUCKETS, bucket_of
 from models.ranker import Ranker, Step, TaskBatch, exclusions
+from models.table_fitting import NUM_FACTORS
 from models.top_items import best_rows
 from pipeline.task_batches import largest_chunk
 from tests.benchmarks.measuring import medians, table
@@ -34,10 +35,8 @@ from tests.benchmarks.scene import NUM_ITEMS, SUPPORT_SIZE, TOP_N, Options, cata
 
 TABLE_USERS = 20_000
 TOLERANCE = 1e-6
-FACTORS = 64  # as published figures have them; what meta-training serves has half as many
-SAMPLED_CHUNK = (
-    1024  # whose scores of the candidates stay in the cache as those of the catalogue do for the worker's chunks
-)
+WIDE = 64  # factors of published figures; what meta-training serves has NUM_FACTORS
+SAMPLED_CHUNK = 2048  # users whose scores of the candidates stay in the cache, as those of a worker's chunks do
 
 
 Way = Callable[[InnerStep, tuple[Tensor, Tensor], "Users"], Tensor]
@@ -100,9 +99,10 @@ def inner_step(values: MetaParameters, device: str, dtype: torch.dtype = torch.f
 def batched(inner: InnerStep, tables: tuple[Tensor, Tensor], users: Users, chunk: int = 256) -> Tensor:
     """Deviations [U, F]; the states of the table move."""
     (out, factors), prior = tables, inner.tau * users.prior
-    deviations = []
+    out, scores, deviations = inner.tau * out.T, prior.new_empty(chunk, len(prior)), []
     for slots, targets in zip(torch.split(users.slots, chunk), torch.split(users.targets, chunk), strict=True):
-        prediction = torch.softmax(torch.addmm(prior, inner.tau * users.start.index_select(0, slots), out.T), 1)
+        logits = torch.addmm(prior, users.start.index_select(0, slots), out, out=scores[: len(slots)])
+        prediction = torch.softmax(logits, 1, out=logits)
         residual = inner.residual(prediction, factors, targets)
         state = inner.discount * users.state.index_select(0, slots) + residual
         count = users.count.index_select(0, slots) + 1
@@ -116,13 +116,16 @@ def sampled(
 ) -> Tensor:
     """The same over candidates [C] that all users share."""
     (out, factors), columns = tables, candidates.columns
-    near, known, prior = inner.tau * out[columns].T, factors[columns], inner.tau * users.prior[columns]
-    deviations = []
+    near, known = inner.tau * out[columns].T, factors[columns]
+    prior, num = inner.tau * users.prior[columns] + candidates.correction, len(columns)
+    scores, deviations = prior.new_empty(chunk, num + 1), []
     for slots, targets in zip(torch.split(users.slots, chunk), torch.split(users.targets, chunk), strict=True):
         start, mine = users.start.index_select(0, slots), factors.index_select(0, targets)
         own = (start * out.index_select(0, targets)).sum(1) + users.prior.index_select(0, targets)
-        logits = torch.addmm(prior, start, near)
-        prediction = predict(logits, inner.tau * own[:, None], candidates, targets)
+        logits = scores[: len(slots)]
+        torch.addmm(prior, start, near, out=logits[:, :num])
+        logits[:, num] = inner.tau * own
+        prediction = predict(logits, columns, targets)
         expected = torch.addmm(prediction[:, -1:] * mine, prediction[:, :-1], known)
         state = inner.discount * users.state.index_select(0, slots) + inner.honest(mine, expected)
         count = users.count.index_select(0, slots) + 1
@@ -268,14 +271,20 @@ def difference(found: Tensor, expected: Tensor) -> float:
 
 
 def measure(
-    num_items: int, *, num_users: int, repeats: int, device: str = "cpu", chunk: int | None = None
+    num_items: int,
+    *,
+    num_users: int,
+    repeats: int,
+    num_factors: int = NUM_FACTORS,
+    device: str = "cpu",
+    chunk: int | None = None,
 ) -> list[list[str]]:
     """Rows of the table for one catalogue size: users per second of this core (wall time on another device).
 
     As many users a call as the worker takes, or `chunk`.
     """
     chunk = chunk or largest_chunk(num_items)
-    values = parameters(num_items, num_factors=FACTORS)
+    values = parameters(num_items, num_factors=num_factors)
     items = catalogue(values, device).tables
     users = draw_users(values, num_users, device)
     tables = tables_of(values, items)
@@ -321,8 +330,8 @@ def measure(
     off_sampled = check_step(values, items, users, device, ways=(by_sample, by_sample_alone))
     rows = []
     for name, title, off in (
-        ("step", "inner step, whole catalogue", f"{off_step:.0e}"),
-        ("sampled", f"inner step, {Ranker.sampling.num + 1} candidates", f"{off_sampled:.0e}"),
+        ("step", f"inner step, whole catalogue, F {num_factors}", f"{off_step:.0e}"),
+        ("sampled", f"inner step, {Ranker.sampling.num + 1} candidates, F {num_factors}", f"{off_sampled:.0e}"),
         ("ranker", "Ranker.step (start from support, losses, ranks)", f"{check_ranker(values, items, few, None):.0e}"),
         ("sampled ranker", "Ranker.step, candidates", f"{check_ranker(values, items, few, near):.0e}"),
         ("top", f"top {TOP_N}, matrix product included", "exact"),
@@ -350,8 +359,11 @@ COLUMNS = (
 def main(options: Options) -> None:
     """Print the table."""
     one_thread()
-    rows = []
-    for num_items in (300,) if options.quick else (NUM_ITEMS, 10_000):
-        num_users, repeats = (128, 1) if options.quick else (2048, 7)
-        rows += measure(num_items, num_users=num_users, repeats=repeats)
+    sizes = (
+        [(300, NUM_FACTORS)] if options.quick else [(NUM_ITEMS, NUM_FACTORS), (10_000, NUM_FACTORS), (NUM_ITEMS, WIDE)]
+    )
+    num_users, repeats = (128, 1) if options.quick else (8192, 7)
+    rows = list[list[str]]()
+    for num_items, num_factors in sizes:
+        rows += measure(num_items, num_users=num_users, repeats=repeats, num_factors=num_factors)
     print(table("(b) inner loop, users per CPU-second of one core (median of interleaved runs)", COLUMNS, rows))
