@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from models.candidates import Candidates, draw, predict
 from models.inner_loop import InnerStep
@@ -36,6 +37,7 @@ from tests.benchmarks.scene import NUM_ITEMS, SUPPORT_SIZE, TOP_N, Options, cata
 TABLE_USERS = 20_000
 TOLERANCE = 1e-6
 WIDE = 64  # factors of published figures; what meta-training serves has NUM_FACTORS
+LINE = 16  # floats in a cache line, to which rows of scores are filled up, as a ranker's are
 SAMPLED_CHUNK = 2048  # users whose scores of the candidates stay in the cache, as those of a worker's chunks do
 
 
@@ -98,8 +100,10 @@ def inner_step(values: MetaParameters, device: str, dtype: torch.dtype = torch.f
 
 def batched(inner: InnerStep, tables: tuple[Tensor, Tensor], users: Users, chunk: int = 256) -> Tensor:
     """Deviations [U, F]; the states of the table move."""
-    (out, factors), prior = tables, inner.tau * users.prior
-    out, scores, deviations = inner.tau * out.T, prior.new_empty(chunk, len(prior)), []
+    (out, factors), short = tables, -len(users.prior) % LINE
+    out, factors = functional.pad(inner.tau * out.T, (0, short)).contiguous(), functional.pad(factors, (0, 0, 0, short))
+    prior = functional.pad(inner.tau * users.prior, (0, short), value=-torch.inf)
+    scores, deviations = prior.new_empty(chunk, len(prior)), []
     for slots, targets in zip(torch.split(users.slots, chunk), torch.split(users.targets, chunk), strict=True):
         logits = torch.addmm(prior, users.start.index_select(0, slots), out, out=scores[: len(slots)])
         prediction = torch.softmax(logits, 1, out=logits)
