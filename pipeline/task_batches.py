@@ -22,7 +22,7 @@ from pipeline.support import Ints, UserTable
 # Users per call of the ranker. Padding to one of few sizes keeps a row's result independent of the others, to the bit:
 # matrix kernels give the same rows at any of these sizes, but not below 16, where they divide long sums in other ways.
 CHUNK_SIZES = range(16, 257, 16)
-_CACHED_SCORES = 2**19  # of a call's users over the catalogue: half of a second-level cache of 4 MiB
+_CACHED_SCORES = 2**19  # of a call's users over the catalogue: 2 MiB, a core's second-level cache
 _LEAST_LARGEST = 128  # below, what every call costs anew is more than what the cache saves
 
 
