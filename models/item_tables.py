@@ -15,6 +15,7 @@ from torch import Tensor
 from models.item_contexts import Motion
 from models.meta_parameters import MetaParameters
 
+LINE = 16  # floats in a cache line
 _ROWS = 32  # whose pairs are predicted at once: 1 MB of products
 
 

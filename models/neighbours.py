@@ -13,11 +13,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from models.item_contexts import Takers, contexts, moves
-from models.item_tables import ItemTables
+from models.item_tables import LINE, ItemTables
 from models.meta_parameters import MetaParameters
 from models.pair_counts import PairTable, Stakes, empty, estimate, scale_of
-
-_LINE = 16  # floats in a cache line
 
 
 class Moved(NamedTuple):
@@ -95,7 +93,7 @@ class PairLayout:
             torch.tensor(sorted(self._moves)),
             torch.stack([self._moves[row] for row in sorted(self._moves)]),
         )
-        missing, device = -len(rows) % _LINE, self._tables.vectors.device
+        missing, device = -len(rows) % LINE, self._tables.vectors.device
         rows = functional.pad(rows, (0, missing), value=self._tables.num_items)
         return Moved(rows.to(device), functional.pad(vectors, (0, 0, 0, missing)).to(device))
 

@@ -19,7 +19,7 @@ from models.chains import Chains
 from models.gate import SERVED, Gate
 from models.inner_loop import InnerStep
 from models.inner_losses import CrossEntropy, HonestQuadratic, InnerLoss
-from models.item_tables import ItemTables
+from models.item_tables import LINE, ItemTables
 from models.learners import HONEST, InnerSteps
 from models.logit_reading import LOSS_LIMIT, capped_loss, chances, contest, ranks_of, weighted_sums
 from models.memories import TAU, Memories
@@ -41,8 +41,6 @@ __all__ = [
     "exclusions",
 ]
 
-_LINE = 16  # floats in a cache line
-
 
 class Ranker:
     """Meta-parameters over one catalogue."""
@@ -60,7 +58,7 @@ class Ranker:
         known = items.trained_index >= 0
         self._calibration = parameters.calibration.to(device)
         num_items, dims = items.num_items, parameters.item_out.shape[1]
-        columns = functional.pad(items.vectors.T, (0, _LINE - num_items % _LINE)).contiguous()
+        columns = functional.pad(items.vectors.T, (0, LINE - num_items % LINE)).contiguous()
         self._factors = columns[dims:]  # [F, W]
         self._item_factors = items.vectors[:, dims:].contiguous()
         self._start = Start(parameters, items, columns[:dims], self._memories)

@@ -24,7 +24,7 @@ from torch.nn import functional
 
 from models.candidates import Candidates, draw, predict
 from models.inner_loop import InnerStep
-from models.item_tables import ItemTables
+from models.item_tables import LINE, ItemTables
 from models.meta_parameters import MetaParameters
 from models.popularity import NUM_BUCKETS, bucket_of
 from models.ranker import Ranker, Step, TaskBatch, exclusions
@@ -37,7 +37,6 @@ from tests.benchmarks.scene import NUM_ITEMS, SUPPORT_SIZE, TOP_N, Options, cata
 TABLE_USERS = 20_000
 TOLERANCE = 1e-6
 WIDE = 64  # factors of published figures; what meta-training serves has NUM_FACTORS
-LINE = 16  # floats in a cache line, to which rows of scores are filled up, as a ranker's are
 SAMPLED_CHUNK = 2048  # users whose scores of the candidates stay in the cache, as those of a worker's chunks do
 
 
@@ -102,7 +101,7 @@ def batched(inner: InnerStep, tables: tuple[Tensor, Tensor], users: Users, chunk
     """Deviations [U, F]; the states of the table move."""
     (out, factors), short = tables, -len(users.prior) % LINE
     out, factors = functional.pad(inner.tau * out.T, (0, short)).contiguous(), functional.pad(factors, (0, 0, 0, short))
-    prior = functional.pad(inner.tau * users.prior, (0, short), value=-torch.inf)
+    prior = functional.pad(inner.tau * users.prior, (0, short), value=-torch.inf)  # whole cache lines, as a ranker has
     scores, deviations = prior.new_empty(chunk, len(prior)), []
     for slots, targets in zip(torch.split(users.slots, chunk), torch.split(users.targets, chunk), strict=True):
         logits = torch.addmm(prior, users.start.index_select(0, slots), out, out=scores[: len(slots)])
