@@ -99,4 +99,5 @@ def _as_it_was(tasks: TaskBatch, newest: int) -> TaskBatch:
         weights=shifted(tasks.weights, 0),
         num_events=num_events.flatten(),
         prior_rows=prior_rows.flatten(),
+        neighbours=tasks.neighbours.repeated(newest) if tasks.neighbours else None,
     )

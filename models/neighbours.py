@@ -42,6 +42,10 @@ class Neighbours(NamedTuple):
     blocks: Blocks
     first: Tensor
 
+    def repeated(self, times: int) -> Neighbours:
+        """The same for every user `times` in a row: [U * times]."""
+        return self._replace(first=self.first.repeat_interleave(times))
+
     def move(self, plain: Tensor, vector: Tensor) -> Tensor:
         """Add to scores [U, W] of users' vectors [U, D] what new items have moved by, in place."""
         moved = self.blocks.moved

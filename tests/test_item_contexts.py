@@ -16,6 +16,7 @@ from models.item_tables import ItemTables, assemble_items
 from models.meta_parameters import MetaParameters
 from models.neighbours import Blocks, Neighbours, PairLayout, initial_pairs, stakes_of
 from models.pair_counts import WINDOW, PairTable, Stakes, learn
+from models.popularity import NUM_BUCKETS, bucket_of
 from models.ranker import Ranker, TaskBatch
 from tests.factories import meta_parameters
 
@@ -153,6 +154,23 @@ def test_each_user_reads_the_vectors_of_her_own_block(parameters: MetaParameters
     assert not torch.allclose(found[0], found[1])
     torch.testing.assert_close(found[1::2], expected[1::2])
     torch.testing.assert_close(found[::2], ranker.start(asked, priors)[::2])
+
+
+def test_what_a_learner_makes_of_earlier_events_is_read_from_the_users_own_block(parameters: MetaParameters) -> None:
+    still, moved = (laid_out(parameters, met_with(parameters, *others)) for others in ((), (0, 0, 1)))
+    both = Blocks(
+        torch.cat([still.items, still.items]), torch.cat([still.values, still.values]), still.moved + moved.moved
+    )
+    ranker, asked = Ranker(parameters, tables_of(parameters)), tasks(4, torch.tensor([[2, NEW, 4]]))
+    asked.prior_rows = bucket_of(asked.num_events)
+    priors, offsets = torch.zeros(NUM_BUCKETS, N + 1), []
+    for first in ([0, N + 2, 0, N + 2], [0] * 4, [N + 2] * 4):
+        asked.neighbours = Neighbours(both, torch.tensor(first))
+        offsets.append(ranker.candidate_loss(asked, priors, honest=True).offset)
+    mixed, first_block, second_block = offsets
+    assert not torch.allclose(first_block, second_block)
+    torch.testing.assert_close(mixed[::2], first_block[::2])
+    torch.testing.assert_close(mixed[1::2], second_block[1::2])
 
 
 def topics(*, meaning: bool, popular: bool = False, seed: int = 0) -> tuple[Interactions, Tensor, Tensor]:
