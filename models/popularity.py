@@ -11,7 +11,6 @@ from torch import Tensor
 
 BUCKET_STARTS = (1, 3, 6, 11, 21, 51, 101)
 NUM_BUCKETS = len(BUCKET_STARTS) + 1
-HALF_LIFE = 4000.0
 _STARTS = torch.tensor(BUCKET_STARTS)
 
 # Mixture behind one row of priors: its own and the next bucket in equal parts, and all buckets against thin counts.
@@ -24,7 +23,7 @@ def bucket_of(num_events: Tensor) -> Tensor:
     return torch.bucketize(num_events, _STARTS.to(num_events.device), right=True)
 
 
-def advance(counts: Tensor, buckets: Tensor, items: Tensor, *, half_life: float = HALF_LIFE) -> Tensor:
+def advance(counts: Tensor, buckets: Tensor, items: Tensor, *, half_life: float) -> Tensor:
     """Counts [B, N] after the n events (buckets [n], items [n], oldest first), each decaying all cells by one step.
 
     Advancing by two halves equals advancing at once up to float32 rounding. An item of -1 only decays.

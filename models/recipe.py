@@ -19,7 +19,8 @@ class Recipe:
         cosine_decay, next20_decay, next8_decay, ease_decay: what a positive counts after each later event.
         als_ridge, als_alpha: penalty and confidence of the factors that the inner step moves in.
         text_shrinkage: events of trust in what an item's text predicts.
-        half_life: events of a partition after which a position-popularity count has halved.
+        half_life: events of a partition after which a position-popularity count has halved; another one is taken
+            where validation users surely gain by it.
 
     """
 

@@ -55,7 +55,7 @@ class Window:
 @dataclass(frozen=True)
 class Choices:
     """What validation decides: part weights [B, 1 + P], memories, inner step, calibration [B, 2],
-    moments and biases by item.
+    moments and biases by item, the half-life of popularity.
 
     `learnt` is a fitted learner; without one the inner step is the honest one.
     """
@@ -70,6 +70,7 @@ class Choices:
     memories: Memories
     scene_shares: Tensor
     repeat_profile: Tensor
+    half_life: float
     pairs_online: bool = False
     learnt: Learnt | None = None
 
@@ -91,6 +92,7 @@ class Choices:
             memories=Memories.of(parameters),
             scene_shares=parameters.scene_shares,
             repeat_profile=parameters.repeat_profile,
+            half_life=parameters.half_life,
             pairs_online=parameters.pairs_online,
         )
 
@@ -119,7 +121,7 @@ def fit(window: Window, choices: Choices) -> MetaParameters:
         gate_discount=choices.gate.discount,
         gate_credit=choices.gate.credit,
         shrinkage=recipe.text_shrinkage,
-        half_life=recipe.half_life,
+        half_life=choices.half_life,
         **served._asdict(),
         pairs_online=choices.pairs_online,
         pair_counts=_pair_counts(served, users, recipe.pseudo_events),
@@ -137,7 +139,7 @@ def fit(window: Window, choices: Choices) -> MetaParameters:
         scene_shares=choices.scene_shares,
         repeat_profile=choices.repeat_profile,
         calibration=choices.calibration,
-        counts=_counts(interactions, history, recipe.half_life),
+        counts=_counts(interactions, history, choices.half_life),
     )
 
 

@@ -14,7 +14,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from models import gate_tuning, inner_tuning, item_biases, memory_tuning, pair_judgement, repeat_fitting, scene_tuning
+from models import (
+    gate_tuning,
+    inner_tuning,
+    item_biases,
+    memory_tuning,
+    pair_judgement,
+    popularity_tuning,
+    repeat_fitting,
+    scene_tuning,
+)
 from models.calibration import calibrate
 from models.episodes import History, Interactions, earlier
 from models.figures import interval, query_ranks, set_ndcg, user_means
@@ -66,7 +75,8 @@ class Later:
 
 def validate(later: Later, neutral: Choices, method: Method) -> tuple[Choices, dict[str, Any]]:
     """Choose everything that validation decides, and report on it; the rest stays as in `neutral`."""
-    neutral = replace(neutral, item_bias=torch.zeros_like(neutral.item_bias))
+    popular = _popularity(later, neutral)
+    neutral = replace(neutral, item_bias=torch.zeros_like(neutral.item_bias), half_life=popular.half_life)
     pairs = _pairs(later, neutral)
     neutral = replace(neutral, pairs_online=pairs.pays)
     fitted, weighed, mixed = _start(later, neutral)
@@ -103,6 +113,8 @@ def validate(later: Later, neutral: Choices, method: Method) -> tuple[Choices, d
     start = {
         "validation_events": len(replay.targets),
         "start_set_ndcg": interval(figures, seed=later.window.seed).as_list(),
+        "half_life": popular.half_life,
+        "gain_of_half_life": popular.gain.as_list(),
         "gain_of_memories": mixed.gain.as_list(),
         "scene_shares": [round(share, 3) for share in shares.by_bucket.tolist()],
         "gain_in_new_scenes": shares.gain.as_list(),
@@ -157,6 +169,20 @@ def limited(interactions: Interactions, mask: Tensor, seed: int, most_logits: in
     order = torch.randperm(len(users), generator=torch.Generator().manual_seed(seed))
     kept = users[order][torch.cumsum(counts[order], 0) <= most]
     return mask & torch.isin(interactions.users, kept if len(kept) else users[order[:1]])
+
+
+def _popularity(later: Later, neutral: Choices) -> popularity_tuning.Tuned:
+    """How fast popularity is forgotten: first, for all else is judged beside it."""
+    interactions = later.window.interactions
+    return popularity_tuning.tune(
+        interactions,
+        later.cut,
+        split(interactions)[1],  # nothing is kept of its predictions, so everybody can be asked
+        neutral.half_life,
+        recommend_seen=neutral.recommend_seen,
+        seed=later.window.seed,
+        progress=partial(later.tell, "choose popularity's half-life"),
+    )
 
 
 def _start(later: Later, neutral: Choices) -> tuple[MetaParameters, Weighed, memory_tuning.Mixed]:

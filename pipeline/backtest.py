@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from models.encoder import TextEncoder, resolve_encoder
+from models.meta_parameters import MetaParameters
 from models.recipe import DEFAULT, Recipe
 from pipeline import backtest_model, backtest_peers, backtest_static
 from pipeline.adaptation import Types
@@ -81,7 +82,7 @@ def run_stream(settings: Settings, request: Request) -> StreamResult:
             "adapted": Contest(streamed.adapted, {}, Cost(model.seconds, streamed.event_seconds, streamed.user_bytes)),
             "start": Contest(streamed.start, {}, None),
         }
-        contests |= _peers(scene, cut, queries, request, model.parameters.recommend_seen, progress)
+        contests |= _peers(scene, cut, queries, request, model.parameters, progress)
     return StreamResult(
         log=scene.log,
         cut=cut,
@@ -154,14 +155,17 @@ def _model(scene: Scene, fit: Ints, request: Request, progress: Stages) -> backt
 
 
 def _peers(
-    scene: Scene, cut: StreamCut, queries: Ints, request: Request, repeats: bool, progress: Stages
+    scene: Scene, cut: StreamCut, queries: Ints, request: Request, parameters: MetaParameters, progress: Stages
 ) -> dict[str, Contest]:
+    repeats = parameters.recommend_seen
     again = [name for name in ("repeats", "item-knn-repeats") if repeats and name not in request.peers]
     names = [*request.peers, *again]
     fitted = backtest_model.interactions_of(scene.log, cut.fit)
     everything = backtest_model.interactions_of(scene.log, np.concatenate([cut.fit, cut.stream]))
     trial = backtest_peers.stream_trial(fitted, repeats=repeats, seed=request.seed)
-    made = backtest_peers.make_peers(fitted, names, trial, seed=request.seed, progress=progress)
+    made = backtest_peers.make_peers(
+        fitted, names, trial, half_life=parameters.half_life, seed=request.seed, progress=progress
+    )
     found = {}
     for named in made:
         judged, seconds = backtest_peers.judge_stream(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
@@ -98,33 +99,44 @@ def check_available(names: Iterable[str]) -> None:
 
 
 def make_peers(
-    fitted: Interactions, names: Iterable[str], trial: Trial, *, least_events: int = 0, seed: int = 0, progress: Tell
+    fitted: Interactions,
+    names: Iterable[str],
+    trial: Trial,
+    *,
+    half_life: float,
+    least_events: int = 0,
+    seed: int = 0,
+    progress: Tell,
 ) -> list[Named]:
-    """Fit and tune each peer. `least_events`: what is asked for comes that late in a user's history."""
+    """Fit and tune each peer.
+
+    `half_life` of popularity by position, in events: the one that innerloop chose, so that nobody has a better prior.
+    `least_events`: what is asked for comes that late in a user's history.
+    """
+    popular = partial(PositionPopular, online=True, half_life=half_life, least_events=least_events)
     chosen, made = list(names), []
     for place, name in enumerate(chosen):
         progress("fit peers", place, len(chosen))
         started = time.process_time()
-        peer, settings = _make(name, (trial.early, fitted), trial.examples, least_events, seed)
+        peer, settings = _make(name, (trial.early, fitted), trial.examples, popular, seed)
         made.append(Named(name, peer, settings, time.process_time() - started))
     progress("fit peers", len(chosen), len(chosen))
     return made
 
 
 def _make(
-    name: str, windows: tuple[Interactions, Interactions], examples: Examples, least_events: int, seed: int
+    name: str,
+    windows: tuple[Interactions, Interactions],
+    examples: Examples,
+    popular: Callable[[Interactions], Peer],
+    seed: int,
 ) -> tuple[Peer, dict[str, Any]]:
     fitted = windows[1]
     if name in ("popular", "popular-online"):
         return Popular(fitted, online=name == "popular-online"), {}
     if name == "popular-by-position":
-        return PositionPopular(fitted, online=True, least_events=least_events), {}
-    make, settings = _tuned(name, seed)
-
-    def popular(window: Interactions) -> Peer:
-        return PositionPopular(window, online=True, least_events=least_events)
-
-    prior = popular
+        return popular(fitted), {}
+    (make, settings), prior = _tuned(name, seed), popular
     if name == "item-knn-repeats":
         knn, grid = _tuned("item-knn", seed)
         known = choose(lambda setting: knn(windows[0], setting), grid, popular(windows[0]), examples)

@@ -147,7 +147,9 @@ def judge(
     fitted = interactions_of(log, cut.fit)
     least = NUM_HEAD if query == "gap" else 0
     trial = backtest_peers.static_trial(fitted, query=query)
-    made = backtest_peers.make_peers(fitted, peers, trial, least_events=least, seed=seed, progress=tell)
+    made = backtest_peers.make_peers(
+        fitted, peers, trial, half_life=model.parameters.half_life, least_events=least, seed=seed, progress=tell
+    )
     for named in made:
         scores[named.name] = {shots: _peer_scores(named.peer, log, cut, shots) for shots in SHOTS}
     about: dict[str, Any] = {"protocol": "static", "data": name, "query": query, "seed": seed}

@@ -48,11 +48,11 @@ def test_popularity_counts_on_only_where_it_is_online() -> None:
 
 
 def test_popularity_by_position_prefers_what_people_take_first() -> None:
-    peer = PositionPopular(interactions(SEQUENCES), online=True)
+    peer = PositionPopular(interactions(SEQUENCES), online=True, half_life=4000.0)
     first, later = peer.scores(Known(torch.zeros(2, 0, dtype=torch.int64), torch.tensor([0, 3])))
     assert int(first.argmax()) == 0, "half of the users began with it"
     assert int(later.argmax()) in (0, 3), "what the two long histories end with"
-    floor = PositionPopular(interactions(SEQUENCES), online=True, least_events=3)
+    floor = PositionPopular(interactions(SEQUENCES), online=True, half_life=4000.0, least_events=3)
     assert torch.equal(floor.scores(known([]))[0], later)
 
 

@@ -19,7 +19,7 @@ def test_buckets_begin_where_they_say() -> None:
 
 
 def test_a_count_halves_after_its_half_life_in_events() -> None:
-    one = advance(torch.zeros(NUM_BUCKETS, N), torch.tensor([2]), torch.tensor([4]))
+    one = advance(torch.zeros(NUM_BUCKETS, N), torch.tensor([2]), torch.tensor([4]), half_life=8.0)
     assert one[2, 4] == 1.0
     later = advance(one, torch.zeros(8, dtype=torch.int64), torch.zeros(8, dtype=torch.int64), half_life=8.0)
     assert float(later[2, 4]) == pytest.approx(0.5)
@@ -41,7 +41,8 @@ def test_advancing_event_by_event_equals_advancing_at_once() -> None:
 def test_counts_do_not_depend_on_the_order_within_floating_point_noise_of_equal_ages() -> None:
     counts = torch.rand(NUM_BUCKETS, N)
     buckets, items = random_events(64)
-    assert torch.equal(advance(counts, buckets, items), advance(counts.clone(), buckets.clone(), items.clone()))
+    again = advance(counts.clone(), buckets.clone(), items.clone(), half_life=50.0)
+    assert torch.equal(advance(counts, buckets, items, half_life=50.0), again)
 
 
 def test_an_event_without_a_row_only_ages_the_counts() -> None:
@@ -53,7 +54,7 @@ def test_an_event_without_a_row_only_ages_the_counts() -> None:
 def test_no_events_change_nothing() -> None:
     counts = torch.rand(NUM_BUCKETS, N)
     nothing = torch.zeros(0, dtype=torch.int64)
-    assert torch.equal(advance(counts, nothing, nothing), counts)
+    assert torch.equal(advance(counts, nothing, nothing, half_life=50.0), counts)
 
 
 def test_priors_are_standardised_and_prefer_what_is_taken_at_that_position() -> None:

@@ -33,12 +33,12 @@ class Popular:
 class PositionPopular:
     """What people take first, second, …: decayed counts by bucket of K, as the ranker's own prior."""
 
-    def __init__(self, fitted: Interactions, *, online: bool, least_events: int = 0) -> None:
-        """`least_events`: what is asked for comes at this position of a user or later."""
+    def __init__(self, fitted: Interactions, *, online: bool, half_life: float, least_events: int = 0) -> None:
+        """Half-life in events; `least_events`: what is asked for comes at this position of a user or later."""
         nothing = torch.zeros(popularity.NUM_BUCKETS, fitted.num_items)
         buckets = popularity.bucket_of(History.of(fitted.users).position)
-        self._counts = popularity.advance(nothing, buckets, fitted.items)
-        self._online, self._least_events = online, least_events
+        self._counts = popularity.advance(nothing, buckets, fitted.items, half_life=half_life)
+        self._online, self._half_life, self._least_events = online, half_life, least_events
 
     def scores(self, known: Known) -> Tensor:
         """Standardised log popularity at the user's position."""
@@ -48,7 +48,8 @@ class PositionPopular:
     def learn(self, known: Known, items: Tensor) -> None:
         """Count on."""
         if self._online:
-            self._counts = popularity.advance(self._counts, popularity.bucket_of(known.num_events), items)
+            buckets = popularity.bucket_of(known.num_events)
+            self._counts = popularity.advance(self._counts, buckets, items, half_life=self._half_life)
 
 
 class Repeats:
