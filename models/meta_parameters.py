@@ -77,6 +77,7 @@ class MetaParameters:
         scene_shares: [B] how much of the parts counts, by bucket of K, for users none of whose items is trained, see
             `models.scene_tuning`; the rest is popularity.
         repeat_profile: [A, C] what it is worth to have had an item, see `models.repeats`; zeros where nobody repeats.
+        repeat_shares: [B] how much of the start counts for an item that was had, by bucket of K.
         calibration: [B, 2] positive scale and offset from score to logit, by bucket of K.
         counts: [B, n] position-popularity counts at the end of the window.
 
@@ -130,6 +131,7 @@ class MetaParameters:
     part_weights: Tensor
     scene_shares: Tensor
     repeat_profile: Tensor
+    repeat_shares: Tensor
     calibration: Tensor
     counts: Tensor
 
@@ -214,6 +216,7 @@ class MetaParameters:
             "part_weights": (NUM_BUCKETS, 1 + p),
             "scene_shares": (NUM_BUCKETS,),
             "repeat_profile": repeats.SHAPE,
+            "repeat_shares": (NUM_BUCKETS,),
             "calibration": (NUM_BUCKETS, 2),
             "counts": (NUM_BUCKETS, n),
         }

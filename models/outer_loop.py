@@ -105,6 +105,7 @@ def _neutral(window: Window, *, recommend_seen: bool) -> Choices:
         memories=Memories.single(window.recipe.decays),
         scene_shares=torch.zeros(popularity.NUM_BUCKETS),
         repeat_profile=repeat_fitting.OFF.profile,
+        repeat_shares=repeat_fitting.OFF.shares,
         half_life=window.recipe.half_life,
     )
 

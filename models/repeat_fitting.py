@@ -1,8 +1,9 @@
 """Fitting the profile of repeats, and the weight of repeats against everything else by bucket of K.
 
 The profile is the sum of one value per age and one per count, fitted together with one inverse temperature of the start
-per bucket of K, by the likelihood of what comes next or soon (a conditional logit, McFadden 1974): scores times
-temperature are nats, as the bonus is. Letters: E events, S support slots, N items, A ages, C counts, B buckets of K.
+per bucket of K and the share of it that counts for what was had, by the likelihood of what comes next or soon (a
+conditional logit, McFadden 1974): scores times temperature are nats, as the bonus is.
+Letters: E events, S support slots, N items, A ages, C counts, B buckets of K.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from models.repeats import COUNT_STARTS, LIMIT, SHAPE, bonuses, cells
 from models.replay import Replay
 
 _CELLS = 4_000_000  # events x items that are fitted on
-# Precisions: of a value around that of few data (the log of the count, whatever the age), and of a bucket's log
-# temperature around the common one.
+# Precisions: of a value around that of few data (the log of the count, whatever the age; all of the start), and of a
+# bucket's log temperature around the common one.
 _NEAR_PRIOR, _NEAR_COMMON = 1.0, 3.0
 _LOG_COUNTS = torch.log(torch.tensor([1.0, *COUNT_STARTS]))
 _PARTS = (1.0, 0.7, 0.5, 0.3, 0.15)
@@ -28,14 +29,15 @@ _BLOCK = 256
 
 
 class Repeats(NamedTuple):
-    """profile [A, C] (zeros: off), temperatures [B] of the start, and what the bonus gains in set nDCG@10."""
+    """Profile [A, C] (zeros: off) and shares [B], temperatures [B] of the start, and what set nDCG@10 gains by it."""
 
     profile: Tensor
+    shares: Tensor
     temperatures: Tensor
     gain: Interval
 
 
-OFF = Repeats(torch.zeros(SHAPE), torch.ones(NUM_BUCKETS), Interval(0.0, 0.0, 0.0))
+OFF = Repeats(torch.zeros(SHAPE), torch.ones(NUM_BUCKETS), torch.ones(NUM_BUCKETS), Interval(0.0, 0.0, 0.0))
 
 
 def tune(replay: Replay, support: Tensor, *, seed: int) -> Repeats:
@@ -55,8 +57,8 @@ def tune(replay: Replay, support: Tensor, *, seed: int) -> Repeats:
     gain = gains[best]
     if not surely_gain(gain):
         return OFF._replace(gain=interval(gain, seed=seed))
-    profile, temperatures = _fit(replay, slots, queries[best], torch.arange(len(support)), seed)
-    return Repeats(profile, _ranked(replay, slots, profile, temperatures), interval(gain, seed=seed))
+    found = _fit(replay, slots, queries[best], torch.arange(len(support)), seed)
+    return _ranked(replay, slots, found)._replace(gain=interval(gain, seed=seed))
 
 
 class _Slots(NamedTuple):
@@ -64,6 +66,10 @@ class _Slots(NamedTuple):
 
     rows: Tensor
     cell: Tensor
+
+    def select(self, numbers: Tensor) -> _Slots:
+        """Keep the events with these numbers."""
+        return _Slots(self.rows[numbers], self.cell[numbers])
 
 
 def _judged(replay: Replay, slots: _Slots, query: Tensor, half: Tensor, seed: int) -> Tensor:
@@ -75,61 +81,75 @@ def _judged(replay: Replay, slots: _Slots, query: Tensor, half: Tensor, seed: in
     return torch.cat(gains)
 
 
-def _fit(replay: Replay, slots: _Slots, query: Tensor, numbers: Tensor, seed: int) -> tuple[Tensor, Tensor]:
-    """Profile [A, C] and temperatures [B] of the greatest penalised likelihood of the queries with these numbers."""
+def _fit(replay: Replay, slots: _Slots, query: Tensor, numbers: Tensor, seed: int) -> Repeats:
+    """Repeats of the greatest penalised likelihood of the queries with these numbers; the gain is left out."""
     most = max(1, _CELLS // replay.start.shape[1])
     generator = torch.Generator().manual_seed(seed)
     numbers = numbers[torch.randperm(len(numbers), generator=generator)[:most]]
     start, query, bucket = replay.start[numbers], query[numbers], bucket_of(replay.num_events[numbers])
     wanted = (query >= 0).float()
     wanted /= wanted.sum(1, keepdim=True)
-    rows, cell = slots.rows[numbers], slots.cell[numbers]
-    sizes = (*SHAPE, 1, NUM_BUCKETS, 1)
-    ages, counts, level, logs, common = values = [torch.zeros(size, requires_grad=True) for size in sizes]
+    mine = slots.select(numbers)
+    sizes = (*SHAPE, 1, NUM_BUCKETS, 1, 1)
+    ages, counts, level, logs, common, apart = values = [torch.zeros(size, requires_grad=True) for size in sizes]
+
+    def found() -> Repeats:
+        profile = LIMIT * torch.tanh((ages[:, None] + level + counts + _LOG_COUNTS) / LIMIT)
+        return OFF._replace(
+            profile=profile, shares=1 + apart.expand(NUM_BUCKETS), temperatures=torch.exp(common + logs)
+        )
+
     optimizer = torch.optim.LBFGS(values, max_iter=80, line_search_fn="strong_wolfe")
 
     def loss() -> Tensor:
         optimizer.zero_grad()
-        profile = _profile(ages + level, counts)
-        logits = (torch.exp(common + logs)[bucket][:, None] * start).scatter_add(1, rows, bonuses(profile, cell))
-        apart = ages.square().sum() + counts.square().sum() + 0.1 * level.square().sum()
-        penalty = _NEAR_PRIOR * apart + _NEAR_COMMON * logs.square().sum()
+        logits = _logits(start, bucket, mine, found())
+        near = sum(value.square().sum() for value in (ages, counts, apart)) + 0.1 * level.square().sum()
+        penalty = _NEAR_PRIOR * near + _NEAR_COMMON * logs.square().sum()
         total: Tensor = penalty - (wanted * torch.log_softmax(logits, 1).gather(1, query.clamp(min=0))).sum()
         total.backward()  # type: ignore[no-untyped-call]  # torch leaves it so
         return total
 
     with torch.enable_grad():
         optimizer.step(loss)  # type: ignore[no-untyped-call]  # torch leaves it so
-    return _profile(ages + level, counts).detach(), torch.exp(common + logs).detach()
+    with torch.no_grad():
+        return found()
 
 
-def _profile(ages: Tensor, counts: Tensor) -> Tensor:
-    """Bounded smoothly, so that a fit can come back from the limit."""
-    return LIMIT * torch.tanh((ages[:, None] + counts + _LOG_COUNTS) / LIMIT)
+def _logits(start: Tensor, bucket: Tensor, slots: _Slots, found: Repeats) -> Tensor:
+    """Logits [E, N] in nats from the start [E, N] and buckets of K [E]."""
+    start = start * found.temperatures[bucket][:, None]
+    had = start.gather(1, slots.rows)
+    return start.scatter_add(1, slots.rows, bonuses(found.profile, found.shares[bucket], slots.cell, had))
 
 
-def _ranked(replay: Replay, slots: _Slots, profile: Tensor, temperatures: Tensor) -> Tensor:
-    """Temperatures [B] of which each may be a part of the likeliest one, where lists are surely better for it.
+def _ranked(replay: Replay, slots: _Slots, found: Repeats) -> Repeats:
+    """Temperatures of which each may be a part of the likeliest one, where lists are surely better for it.
 
-    A list's few places are worth more to what is likely than the likelihood says.
+    A list's few places are worth more to what is likely than the likelihood says. What the start says of items that
+    were had stays as it is, so that only their places among the others move.
     """
-    bucket, found = bucket_of(replay.num_events), temperatures.clone()
+    bucket, parts = bucket_of(replay.num_events), torch.ones(NUM_BUCKETS)
     for number in range(NUM_BUCKETS):
         events = (bucket == number).nonzero()[:, 0]
         if len(events) < _LEAST_EVENTS:
             continue
-        gains = [_gain(replay, slots, events, (profile, part * temperatures)) for part in _PARTS]
-        found[number] *= _PARTS[surest(torch.stack(gains))]
-    return found
+        gains = [_gain(replay, slots, events, _with_parts(found, torch.full_like(parts, part))) for part in _PARTS]
+        parts[number] = _PARTS[surest(torch.stack(gains))]
+    return _with_parts(found, parts)
 
 
-def _gain(replay: Replay, slots: _Slots, numbers: Tensor, found: tuple[Tensor, Tensor]) -> Tensor:
+def _with_parts(found: Repeats, parts: Tensor) -> Repeats:
+    """Temperatures times parts [B], for new items only."""
+    return found._replace(temperatures=found.temperatures * parts, shares=found.shares / parts)
+
+
+def _gain(replay: Replay, slots: _Slots, numbers: Tensor, found: Repeats) -> Tensor:
     """What the bonus adds to set nDCG@10, by user."""
-    profile, temperatures = found
     added = []
     for now in torch.split(numbers, _BLOCK):
-        start = replay.start[now] * temperatures[bucket_of(replay.num_events[now])][:, None]
-        again = start.scatter_add(1, slots.rows[now], bonuses(profile, slots.cell[now]))
+        start = replay.start[now]
+        again = _logits(start, bucket_of(replay.num_events[now]), slots.select(now), found)
         figures = [set_ndcg(query_ranks(scores, replay.query[now])) for scores in (again, start)]
         added.append(figures[0] - figures[1])
     return user_means(torch.cat(added), replay.users[numbers]) if added else torch.zeros(0)

@@ -3,9 +3,11 @@
 A start's parts say which items belong to a user's others; none says that a user returns to the item itself, and codes
 of few dimensions cannot. So an item of the support set gets a bonus, read from a table of bounded values in nats:
 
-    bonus_i = profile[age of its newest occurrence, number of its occurrences],  |profile| <= LIMIT
+    logit_i = share[bucket of K] * start_i + profile[age of its newest occurrence, number of its occurrences]
 
-Letters: U users, S support slots, A ages, C counts.
+with |profile| <= LIMIT. What the start says counts by a share of its own, since it means something else of what was
+had: who took a popular item once took it by chance, who took a rare one returns to it. A share may be negative.
+Letters: U users, S support slots, A ages, C counts, B buckets of K.
 """
 
 from __future__ import annotations
@@ -30,6 +32,10 @@ def cells(support: Tensor) -> Tensor:
     return torch.where((support >= 0) & ~later, ages * SHAPE[1] + counts, -1)
 
 
-def bonuses(profile: Tensor, cell: Tensor) -> Tensor:
-    """Bonus of the item in every slot, from the slots' `cells` (any shape); nothing where there is none."""
-    return torch.where(cell >= 0, profile.flatten()[cell.clamp(min=0)], 0.0)
+def bonuses(profile: Tensor, shares: Tensor, cell: Tensor, scores: Tensor) -> Tensor:
+    """What is added to the start's scores of the items in the slots: [U, S]; nothing where there is no cell.
+
+    cell [U, S] from `cells`, shares [U] of the users, scores [U, S] (of what may not be listed not finite).
+    """
+    kept = torch.where((cell >= 0) & torch.isfinite(scores), scores, 0.0)
+    return torch.where(cell >= 0, profile.flatten()[cell.clamp(min=0)], 0.0) + (shares[:, None] - 1.0) * kept

@@ -33,7 +33,6 @@ class Support(NamedTuple):
 
     bias_weight: [U] how far the items' biases count: 1 with a support, else 0.
     rows: [U, S] rows of the item tables. shares: [U, P, S] the weight of each row's parts in the logits.
-    repeats: [U, S] bonus of the row itself; None where the version knows none.
     """
 
     vector: Tensor
@@ -41,7 +40,6 @@ class Support(NamedTuple):
     bias_weight: Tensor
     rows: Tensor
     shares: Tensor
-    repeats: Tensor | None
 
 
 class Start:
@@ -62,7 +60,7 @@ class Start:
         self._scene_weights = self._weights * shares[:, None]
         self._scene_weights[:, 0] += 1.0 - shares
         profile = parameters.repeat_profile
-        self._repeats = profile.to(device) if bool(profile.any()) else None
+        self._repeats = (profile.to(device), parameters.repeat_shares.to(device)) if bool(profile.any()) else None
         self._parts = torch.arange(len(parameters.parts), device=device)
         self.gains = memories.gains(parameters.support_size).to(device)  # [M, P, S]
 
@@ -103,9 +101,8 @@ class Start:
             weights = self._part_weights(tasks, rows)
         # a part that says nothing about a user (no support) has weight zero
         scale = torch.where(deviation > 0, weights[:, 1:] / deviation.clamp(min=1e-12), 0.0)[..., None]
-        repeats = bonuses(self._repeats, cells(tasks.support)) if self._repeats is not None else None
         biased = (tasks.num_events > 0).to(gains.dtype)
-        return Support((vectors * scale).sum(1), weights[:, 0], biased, rows, gains * scale, repeats)
+        return Support((vectors * scale).sum(1), weights[:, 0], biased, rows, gains * scale)
 
     def _part_weights(self, tasks: TaskBatch, rows: Tensor) -> Tensor:
         """Weights [U, 1 + P] of popularity and parts; less of the parts for users in a scene that is new."""
@@ -135,8 +132,10 @@ class Start:
         """
         plain[:, : self._items.num_items] += tasks.excluded
         total = self.with_neighbours(plain, support, tasks)
-        if support.repeats is not None:
-            total.scatter_add_(1, support.rows, support.repeats)
+        if self._repeats is not None:
+            profile, shares = self._repeats
+            had, shares = total.gather(1, support.rows), shares.index_select(0, bucket_of(tasks.num_events))
+            total.scatter_add_(1, support.rows, bonuses(profile, shares, cells(tasks.support), had))
         logits, items = highest(total, min(BONUS_SLOTS, total.shape[1]))
         bonus = logits - plain.gather(1, items)
         plain.scatter_(1, items, logits)

@@ -70,6 +70,7 @@ class Choices:
     memories: Memories
     scene_shares: Tensor
     repeat_profile: Tensor
+    repeat_shares: Tensor
     half_life: float
     pairs_online: bool = False
     learnt: Learnt | None = None
@@ -92,6 +93,7 @@ class Choices:
             memories=Memories.of(parameters),
             scene_shares=parameters.scene_shares,
             repeat_profile=parameters.repeat_profile,
+            repeat_shares=parameters.repeat_shares,
             half_life=parameters.half_life,
             pairs_online=parameters.pairs_online,
         )
@@ -138,6 +140,7 @@ def fit(window: Window, choices: Choices) -> MetaParameters:
         part_weights=choices.weights,
         scene_shares=choices.scene_shares,
         repeat_profile=choices.repeat_profile,
+        repeat_shares=choices.repeat_shares,
         calibration=choices.calibration,
         counts=_counts(interactions, history, choices.half_life),
     )

@@ -85,7 +85,8 @@ def validate(later: Later, neutral: Choices, method: Method) -> tuple[Choices, d
     if neutral.recommend_seen:
         again = _repeats(later, ranker)
         weights = fitted.part_weights * again.temperatures[:, None]
-        ranker = later.ranker(replace(fitted, part_weights=weights, repeat_profile=again.profile))
+        fitted = replace(fitted, repeat_profile=again.profile, repeat_shares=again.shares)
+        ranker = later.ranker(replace(fitted, part_weights=weights))
         replay = later.replay(ranker)
     adapted = _adaptation(later, ranker, replay, method)
     biases = item_biases.tune(replay, seed=later.window.seed)
@@ -101,6 +102,7 @@ def validate(later: Later, neutral: Choices, method: Method) -> tuple[Choices, d
         weights=ranker.parameters.part_weights,
         memories=Memories.of(ranker.parameters),
         repeat_profile=again.profile,
+        repeat_shares=again.shares,
         scene_shares=shares.by_bucket,
         tuned=adapted.tuned,
         learnt=adapted.learnt,

@@ -120,6 +120,7 @@ def meta_parameters(
         "memory_caution": 0.5,
         "scene_shares": torch.full((NUM_BUCKETS,), 0.25),
         "repeat_profile": torch.zeros(SHAPE),
+        "repeat_shares": torch.ones(NUM_BUCKETS),
         "part_weights": torch.full((NUM_BUCKETS, 1 + p), 1 / (1 + p)),
         "calibration": torch.tensor([[1.0, 0.0]]).repeat(NUM_BUCKETS, 1),
         "counts": normal(NUM_BUCKETS, n).abs() * 10,

@@ -77,6 +77,7 @@ def small_parameters(**changes: object) -> MetaParameters:
         "part_weights": draw(NUM_BUCKETS, 1 + P),
         "scene_shares": draw(NUM_BUCKETS).abs(),
         "repeat_profile": draw(*SHAPE),
+        "repeat_shares": draw(NUM_BUCKETS),
         "calibration": draw(NUM_BUCKETS, 2).abs(),
         "counts": draw(NUM_BUCKETS, N).abs(),
     }

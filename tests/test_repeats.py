@@ -13,6 +13,7 @@ from models.figures import interval, query_ranks, set_ndcg, user_means
 from models.item_tables import assemble_items
 from models.meta_parameters import MetaParameters
 from models.outer_loop import meta_train
+from models.popularity import NUM_BUCKETS, bucket_of
 from models.ranker import Ranker, TaskBatch
 from models.repeats import LIMIT, SHAPE, bonuses, cells
 from models.replay import Replay, replay_start
@@ -25,8 +26,10 @@ GROCERIES = Plan(
 )
 
 
-def ranker_with(profile: Tensor) -> Ranker:
-    parameters = meta_parameters(ITEMS, text_dim=8, seed=3, repeat_profile=profile, recommend_seen=True)
+def ranker_with(profile: Tensor, shares: Tensor = torch.ones(NUM_BUCKETS)) -> Ranker:  # noqa: B008  # a constant
+    parameters = meta_parameters(
+        ITEMS, text_dim=8, seed=3, repeat_profile=profile, repeat_shares=shares, recommend_seen=True
+    )
     return Ranker(parameters, assemble_items(parameters, torch.zeros(len(ITEMS), 8), torch.arange(len(ITEMS))))
 
 
@@ -52,7 +55,10 @@ def test_an_items_newest_slot_knows_how_long_ago_and_how_often() -> None:
     expected[0, 6], expected[0, 7], expected[0, 8], expected[0, 5] = 2 * SHAPE[1] + 2, SHAPE[1] + 1, 0, 2 * SHAPE[1]
     assert torch.equal(found, expected)
     profile = torch.arange(float(SHAPE[0] * SHAPE[1])).view(SHAPE)
-    assert bonuses(profile, found)[0].tolist() == [0, 0, 0, 0, 0, 14, 16, 8, 0]
+    scores, ones = torch.full((2, 9), 4.0), torch.ones(2)
+    scores[0, 7] = -torch.inf  # no longer to be had
+    assert bonuses(profile, ones, found, scores)[0].tolist() == [0, 0, 0, 0, 0, 14, 16, 8, 0]
+    assert bonuses(profile, 0.5 * ones, found, scores)[0].tolist() == [0, 0, 0, 0, 0, 12, 14, 8, -2]
 
 
 def test_what_was_had_is_listed_by_its_bonus() -> None:
@@ -68,6 +74,21 @@ def test_what_was_had_is_listed_by_its_bonus() -> None:
     torch.testing.assert_close(again[0, 5], plain[0, 5] + 6.0)
     assert int(again[0].argsort(descending=True)[:20].eq(8).sum()) == 0
     assert torch.equal(again[4:], plain[4:]), "nothing was had, nothing is returned to"
+
+
+def test_the_start_counts_by_its_share_for_what_was_had_and_whole_for_the_rest() -> None:
+    support = torch.tensor([[-1, 5, 3, 5, 9, 5, 3, 8]])
+    tasks, priors = tasks_of(support), torch.linspace(-2, 2, len(ITEMS))[None]
+    shares = torch.ones(NUM_BUCKETS)
+    shares[int(bucket_of(tasks.num_events)[0])] = -0.5
+    profile = torch.full(SHAPE, 2.0)
+    tasks.excluded[0, 3] = -torch.inf  # no longer to be had
+    whole, part = (ranker_with(profile, each).logits(tasks, priors)[1][0] for each in (torch.ones(8), shares))
+    had = torch.tensor([5, 8, 9])
+    torch.testing.assert_close(part[had], -0.5 * (whole[had] - 2.0) + 2.0)
+    assert float(part[3]) == -torch.inf
+    others = torch.isin(torch.arange(len(ITEMS)), support[0], invert=True)
+    assert torch.equal(part[others], whole[others])
 
 
 def test_a_query_is_a_set() -> None:
@@ -99,6 +120,19 @@ def test_where_nobody_returns_the_bonus_says_not_again() -> None:
     assert float(found.profile.abs().max()) <= LIMIT
 
 
+def test_of_items_taken_once_the_rare_ones_are_returned_to() -> None:
+    """Half of the choices are of three favourites, else by popularity: a popular item was taken by chance."""
+    draw, popular = torch.Generator().manual_seed(0), torch.arange(1, 31).float() ** -1.0
+    favourites = torch.stack([torch.randperm(30, generator=draw)[:3] for _ in range(600)])
+    own = torch.zeros(600, 30).scatter_(1, favourites, 1 / 3)
+    taken = (0.5 * own + 0.5 * popular / popular.sum()).multinomial(7, replacement=True, generator=draw)
+    replay = replay_of(taken[:, 6], taken[:, :6], torch.arange(600))
+    found = repeat_fitting.tune(replace(replay, start=popular.log().expand(600, -1)), taken[:, :6], seed=0)
+    bucket = int(bucket_of(torch.tensor(8)))
+    assert float(found.shares[bucket]) < 0.5
+    assert float(found.temperatures[bucket]) > 0.5, "of what was never had the popular ones are taken"
+
+
 def test_the_bonus_is_off_where_it_does_not_pay() -> None:
     draw = torch.Generator().manual_seed(0)
     support = torch.stack([torch.randperm(30, generator=draw)[:6] for _ in range(400)])
@@ -106,6 +140,7 @@ def test_the_bonus_is_off_where_it_does_not_pay() -> None:
     found = repeat_fitting.tune(replay_of(targets, support, torch.arange(400) % 40), support, seed=0)
     assert not bool(found.profile.any())
     assert torch.equal(found.temperatures, torch.ones(8))
+    assert torch.equal(found.shares, torch.ones(8))
 
 
 def judged(
