@@ -28,6 +28,7 @@ from models.figures import query_ranks
 from pipeline.backtest import Request, run_stream
 from pipeline.backtest_figures import Floats, Row, by_bucket, event_metrics, row
 from pipeline.backtest_peers import TITLES
+from pipeline.backtest_result import SHOWN_SEGMENT_USERS
 from pipeline.settings import Settings
 from pipeline.support import Ints
 from pipeline.synthetic import DAY_MS, START_MS, Drawn, Plan, catalogue, draw_events, item_id, user_id, zipf
@@ -130,7 +131,7 @@ def tabulated(figures: Figures) -> dict[str, Any]:
     return {
         "reached": {name: [round(own, 5), round(own / reached["best"], 4)] for name, own in reached.items()},
         "ahead": {
-            peer: {f"{one.label} ({one.num_users})": one.metrics[FIGURE].as_list() for one in figures.ahead(peer)}
+            peer: {one.label: [one.num_users, *one.metrics[FIGURE].as_list()] for one in figures.ahead(peer)}
             for peer in PEERS
         },
     }
@@ -142,17 +143,19 @@ def lines(table: dict[str, Any]) -> Iterator[str]:
         f"{TITLES.get(name, name)} {own:.4f} ({part:.1%})" for name, (own, part) in table["reached"].items()
     )
     for peer, rows in table["ahead"].items():
-        cells = [f"{label} {mean:+.4f} [{low:+.4f}, {high:+.4f}]" for label, (mean, low, high) in rows.items()]
+        cells = [
+            f"{label} ({num}) {mean:+.4f} [{low:+.4f}, {high:+.4f}]" for label, (num, mean, low, high) in rows.items()
+        ]
         yield f"  less {TITLES[peer]}: {' | '.join(cells)}"
 
 
 def clearly_below(table: dict[str, Any]) -> list[str]:
-    """Buckets in which a peer that repeats is better than innerloop."""
+    """Buckets of K, of users enough to decide something, in which a peer that repeats is better than innerloop."""
     return [
-        f"{label} against {TITLES[peer]}"
+        f"K {label} against {TITLES[peer]}"
         for peer in TO_BEAT
-        for label, (_, _, high) in table["ahead"][peer].items()
-        if high < 0
+        for label, (num, _, _, high) in table["ahead"][peer].items()
+        if high < 0 and num >= SHOWN_SEGMENT_USERS
     ]
 
 
