@@ -57,8 +57,8 @@ def tune(replay: Replay, support: Tensor, *, seed: int) -> Repeats:
     gain = gains[best]
     if not surely_gain(gain):
         return OFF._replace(gain=interval(gain, seed=seed))
-    found = _fit(replay, slots, queries[best], torch.arange(len(support)), seed)
-    return _ranked(replay, slots, found)._replace(gain=interval(gain, seed=seed))
+    found = _found(replay, slots, queries[best], torch.arange(len(support)), seed)
+    return found._replace(gain=interval(gain, seed=seed))
 
 
 class _Slots(NamedTuple):
@@ -76,13 +76,18 @@ def _judged(replay: Replay, slots: _Slots, query: Tensor, half: Tensor, seed: in
     """Gain by user, each half of the users [E] judging what the other half has fitted."""
     gains = []
     for fitted, judged in ((half, ~half), (~half, half)):
-        found = _fit(replay, slots, query, fitted.nonzero()[:, 0], seed)
+        found = _found(replay, slots, query, fitted.nonzero()[:, 0], seed)
         gains.append(_gain(replay, slots, judged.nonzero()[:, 0], found))
     return torch.cat(gains)
 
 
+def _found(replay: Replay, slots: _Slots, query: Tensor, numbers: Tensor, seed: int) -> Repeats:
+    """Repeats as the queries with these numbers would have them; the gain is left out."""
+    return _ranked(replay, slots, numbers, _fit(replay, slots, query, numbers, seed))
+
+
 def _fit(replay: Replay, slots: _Slots, query: Tensor, numbers: Tensor, seed: int) -> Repeats:
-    """Repeats of the greatest penalised likelihood of the queries with these numbers; the gain is left out."""
+    """Repeats of the greatest penalised likelihood of the queries with these numbers."""
     most = max(1, _CELLS // replay.start.shape[1])
     generator = torch.Generator().manual_seed(seed)
     numbers = numbers[torch.randperm(len(numbers), generator=generator)[:most]]
@@ -123,15 +128,15 @@ def _logits(start: Tensor, bucket: Tensor, slots: _Slots, found: Repeats) -> Ten
     return start.scatter_add(1, slots.rows, bonuses(found.profile, found.shares[bucket], slots.cell, had))
 
 
-def _ranked(replay: Replay, slots: _Slots, found: Repeats) -> Repeats:
+def _ranked(replay: Replay, slots: _Slots, numbers: Tensor, found: Repeats) -> Repeats:
     """Temperatures of which each may be a part of the likeliest one, where lists are surely better for it.
 
     A list's few places are worth more to what is likely than the likelihood says. What the start says of items that
     were had stays as it is, so that only their places among the others move.
     """
-    bucket, parts = bucket_of(replay.num_events), torch.ones(NUM_BUCKETS)
+    bucket, parts = bucket_of(replay.num_events[numbers]), torch.ones(NUM_BUCKETS)
     for number in range(NUM_BUCKETS):
-        events = (bucket == number).nonzero()[:, 0]
+        events = numbers[bucket == number]
         if len(events) < _LEAST_EVENTS:
             continue
         gains = [_gain(replay, slots, events, _with_parts(found, torch.full_like(parts, part))) for part in _PARTS]
