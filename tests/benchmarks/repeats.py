@@ -166,15 +166,17 @@ def main() -> None:
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--out", type=Path)
     chosen = parser.parse_args()
-    shops, tables = list[Figures](), dict[str, Any]()
+    shops, reached = list[Figures](), dict[str, Any]()
     for seed in map(int, chosen.seeds.split(",")):
         shops.append(judge(SHOPS[chosen.shop](seed), seed))
-        tables |= {f"{chosen.shop}, seed {seed}": tabulated(shops[-1]), "all": tabulated(joined(shops))}
-        print(f"seed {seed}", *lines(tables[f"{chosen.shop}, seed {seed}"]), sep="\n", flush=True)
-    print(f"all {len(shops)} shops", *lines(tables["all"]), sep="\n")
-    print("clearly below:", "; ".join(clearly_below(tables["all"])) or "nowhere")
+        table = tabulated(shops[-1])
+        reached[f"seed {seed}"] = table["reached"]
+        print(f"seed {seed}", *lines(table), sep="\n", flush=True)
+    together = tabulated(joined(shops))
+    print(f"all {len(shops)} shops", *lines(together), sep="\n")
+    print("clearly below:", "; ".join(clearly_below(together)) or "nowhere")
     if chosen.out:
-        chosen.out.write_text(json.dumps(tables, indent=1) + "\n")
+        chosen.out.write_text(json.dumps({"shop": chosen.shop, "reached": reached, "all": together}) + "\n")
 
 
 if __name__ == "__main__":
