@@ -21,11 +21,13 @@ from models.meta_parameters import MetaParameters
 from models.part_weights import INITIAL_WEIGHTS
 from models.recipe import DEFAULT, Recipe
 from models.table_fitting import Choices, Window, fit, popularity_moments
-from models.validation import Later, Progress, split, validate
+from models.validation import Later, Progress, judge_listing, split, validate
 
 MAX_ITEMS = 10_000  # dense [N, N] matrices: 400 MB each
 MIN_VALIDATION_USERS = 20
-REPEAT_SHARE = 0.2  # of events that take an item again, from which on seen items may be listed
+# Shares of events that take an item again: below the first nothing that was had is listed, from the second on it may
+# be; between them validation decides (of a young window's repeats most are still to come).
+FEW_REPEATS, MANY_REPEATS = 0.01, 0.2
 
 
 def meta_train(
@@ -84,11 +86,16 @@ def _choices(
     cut, unseen = split(window.interactions)
     num_users = len(torch.unique(window.interactions.users[unseen]))
     report: dict[str, Any] = {"repeat_share": round(repeats, 4), "validation_users": num_users, "fitted_events": cut}
-    neutral = _warmed(_neutral(window, recommend_seen=repeats >= REPEAT_SHARE), beginning, window.item_ids)
+    neutral = _warmed(_neutral(window, recommend_seen=repeats >= MANY_REPEATS), beginning, window.item_ids)
     if num_users < MIN_VALIDATION_USERS:
         inner = "as in the version begun from" if neutral.tuned.pays else "off"
         return neutral, {**report, "inner_step": f"{inner}: too few validation users"}
-    choices, found = validate(Later.of(window, tell), neutral, method)
+    later = Later.of(window, tell)
+    if FEW_REPEATS <= repeats < MANY_REPEATS:
+        listing = judge_listing(later, neutral)
+        neutral = replace(neutral, recommend_seen=listing.pays)
+        report["gain_of_listing_again"] = listing.gain.as_list()
+    choices, found = validate(later, neutral, method)
     return choices, report | found
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from models.figures import Interval, interval, query_ranks, set_ndcg, surely_gain, surest, user_means
 from models.popularity import NUM_BUCKETS, bucket_of
+from models.ranker import exclusions
 from models.repeats import COUNT_STARTS, LIMIT, SHAPE, bonuses, cells
 from models.replay import Replay
 
@@ -59,6 +60,21 @@ def tune(replay: Replay, support: Tensor, *, seed: int) -> Repeats:
         return OFF._replace(gain=interval(gain, seed=seed))
     found = _found(replay, slots, queries[best], torch.arange(len(support)), seed)
     return found._replace(gain=interval(gain, seed=seed))
+
+
+def gains_of_listing(replay: Replay, support: Tensor, had: Tensor, found: Repeats) -> Tensor:
+    """What set nDCG@10 gains by user [U] where lists may hold items that were had [E, X] (-1 = none).
+
+    As for `tune`: supports [E, S], and nothing that was had is excluded in the replay.
+    """
+    gains = []
+    for now in torch.split(torch.arange(len(support)), _BLOCK):
+        start, slots = replay.start[now], _Slots(support[now].clamp(min=0), cells(support[now]))
+        listed = _logits(start, bucket_of(replay.num_events[now]), slots, found)
+        left_out = start + exclusions(had[now], start.shape[1])
+        figures = [set_ndcg(query_ranks(scores, replay.query[now])) for scores in (listed, left_out)]
+        gains.append(figures[0] - figures[1])
+    return user_means(torch.cat(gains), replay.users)
 
 
 class _Slots(NamedTuple):

@@ -26,7 +26,7 @@ from models import (
 )
 from models.calibration import calibrate
 from models.episodes import History, Interactions, earlier
-from models.figures import interval, query_ranks, set_ndcg, user_means
+from models.figures import Interval, interval, query_ranks, set_ndcg, surely_gain, user_means
 from models.item_tables import assemble_items
 from models.learner_tuning import Learnt, Method, fit_learner
 from models.learners import HONEST
@@ -83,7 +83,7 @@ def validate(later: Later, neutral: Choices, method: Method) -> tuple[Choices, d
     ranker = later.ranker(fitted)
     replay, again = later.replay(ranker), repeat_fitting.OFF
     if neutral.recommend_seen:
-        again = _repeats(later, ranker)
+        again = repeat_fitting.tune(*_returning(later, ranker), seed=later.window.seed)
         weights = fitted.part_weights * again.temperatures[:, None]
         fitted = replace(fitted, repeat_profile=again.profile, repeat_shares=again.shares)
         ranker = later.ranker(replace(fitted, part_weights=weights))
@@ -235,13 +235,36 @@ def _memories(later: Later, parameters: MetaParameters) -> memory_tuning.Mixed:
     return memory_tuning.mix(asked, choices, best=best, seed=window.seed)
 
 
-def _repeats(later: Later, ranker: Ranker) -> repeat_fitting.Repeats:
-    """Fit repeats on all events of the later part: what users return to depends on nothing that was fitted before."""
+def _returning(later: Later, ranker: Ranker) -> tuple[Replay, Tensor]:
+    """Predict all events of the later part, with their supports [E, S].
+
+    What users return to depends on nothing that was fitted before.
+    """
     window, interactions = later.window, later.window.interactions
     mask = limited(interactions, torch.arange(len(interactions)) >= later.cut, window.seed, SHARED_LOGITS)
     replay = replay_start(ranker, interactions, later.cut, mask, partial(later.tell, "fit repeats"))
-    support = earlier(History.of(interactions.users), interactions.items, replay.events, window.support_size)
-    return repeat_fitting.tune(replay, support, seed=window.seed)
+    history = History.of(interactions.users)
+    return replay, earlier(history, interactions.items, replay.events, window.support_size)
+
+
+class Listing(NamedTuple):
+    """Whether lists may hold what a user has had, and what set nDCG@10 gains by it."""
+
+    pays: bool
+    gain: Interval
+
+
+def judge_listing(later: Later, neutral: Choices) -> Listing:
+    """Let everybody's later events decide, where few of them take an item again."""
+    later.tell("judge lists of what was had", 0, 1)
+    ranker = later.ranker(fit(later.window.before(later.cut), replace(neutral, recommend_seen=True)))
+    replay, support = _returning(later, ranker)
+    found = repeat_fitting.tune(replay, support, seed=later.window.seed)
+    interactions = later.window.interactions
+    had = earlier(History.of(interactions.users), interactions.items, replay.events, int(replay.num_events.max()))
+    gains = repeat_fitting.gains_of_listing(replay, support, had, found)
+    later.tell("judge lists of what was had", 1, 1)
+    return Listing(surely_gain(gains), interval(gains, seed=later.window.seed))
 
 
 class _Adapted(NamedTuple):

@@ -1,5 +1,5 @@
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -140,7 +140,29 @@ def test_one_event_is_enough_and_none_is_refused() -> None:
 
 def test_where_people_take_things_again_seen_items_may_be_listed() -> None:
     assert trained(clustered(12, repeats=True, events=40))[0].recommend_seen
-    assert not trained(clustered(12))[0].recommend_seen
+    few, report = trained(clustered(12))
+    assert not few.recommend_seen
+    assert "gain_of_listing_again" not in report
+
+
+def returning(to: Callable[[int, Tensor], int]) -> Interactions:
+    """`clustered`, but every tenth event of a user takes an item again: `to` says which, of those she has had."""
+    interactions = clustered(100)
+    history, items = History.of(interactions.users), interactions.items.clone()
+    for event in (history.position % 10 == 9).nonzero()[:, 0].tolist():
+        had = earlier(history, items, torch.tensor([event]), 30)[0]
+        items[event] = to(event, had[had >= 0])
+    return dataclasses.replace(interactions, items=items)
+
+
+def test_where_some_events_take_an_item_again_validation_decides_whether_lists_hold_it() -> None:
+    loyal, report = trained(returning(lambda _event, had: int(had[0])))
+    assert 0.05 < report["repeat_share"] < outer_loop.MANY_REPEATS  # type: ignore[operator]
+    assert loyal.recommend_seen
+    assert report["gain_of_listing_again"][1] > 0  # type: ignore[index]
+    by_chance, report = trained(returning(lambda event, had: int(had[event % len(had)])))
+    assert report["repeat_share"] > outer_loop.FEW_REPEATS  # type: ignore[operator]
+    assert not by_chance.recommend_seen, "what is returned to by chance takes the places of what is new"
 
 
 def test_beyond_the_limit_the_most_popular_items_are_fitted(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -120,6 +120,24 @@ def test_where_nobody_returns_the_bonus_says_not_again() -> None:
     assert float(found.profile.abs().max()) <= LIMIT
 
 
+def test_lists_gain_by_what_was_had_only_where_people_return_to_it() -> None:
+    draw, users = torch.Generator().manual_seed(0), torch.arange(400) % 40
+    orders = torch.stack([torch.randperm(30, generator=draw) for _ in range(400)])
+    support = orders[:, :6]
+    pays, costs = (
+        repeat_fitting.gains_of_listing(replay_of(targets, support, users), support, support, repeat_fitting.OFF)
+        for targets in (support[:, -1], orders[:, 10])
+    )
+    assert len(pays) == 40
+    assert float(pays.mean()) > 0.05
+    assert float(costs.mean()) < 0
+    long_ago = orders[:, 10:11]
+    had = torch.cat([long_ago, support], 1)
+    again = replay_of(long_ago[:, 0], support, users)
+    some = repeat_fitting.gains_of_listing(again, support, had, repeat_fitting.OFF)
+    assert float(some.mean()) > 0, "what has left the support is left out of lists as well"
+
+
 def test_of_items_taken_once_the_rare_ones_are_returned_to() -> None:
     """Half of the choices are of three favourites, else by popularity: a popular item was taken by chance."""
     draw, popular = torch.Generator().manual_seed(0), torch.arange(1, 31).float() ** -1.0
