@@ -80,21 +80,13 @@ def validate(later: Later, neutral: Choices, method: Method) -> tuple[Choices, d
     pairs = _pairs(later, neutral)
     neutral = replace(neutral, pairs_online=pairs.pays)
     fitted, weighed, mixed = _start(later, neutral)
-    ranker = later.ranker(fitted)
-    replay, again = later.replay(ranker), repeat_fitting.OFF
+    ranker, again = later.ranker(fitted), repeat_fitting.OFF
     if neutral.recommend_seen:
         again = repeat_fitting.tune(*_returning(later, ranker), seed=later.window.seed)
         weights = fitted.part_weights * again.temperatures[:, None]
-        fitted = replace(fitted, repeat_profile=again.profile, repeat_shares=again.shares)
-        ranker = later.ranker(replace(fitted, part_weights=weights))
-        replay = later.replay(ranker)
-    adapted = _adaptation(later, ranker, replay, method)
-    biases = item_biases.tune(replay, seed=later.window.seed)
-    if bool(biases.by_item.any()):
-        # only now: what adapts users is judged by errors, of which biases from the same users would hide too many
-        ranker = later.ranker(replace(ranker.parameters, item_bias=biases.by_item))
-        replay = later.replay(ranker)
-        adapted = adapted._replace(moments=prediction_moments(replay, adapted.tuned.tau))
+        fitted = replace(fitted, part_weights=weights, repeat_profile=again.profile, repeat_shares=again.shares)
+        ranker = later.ranker(fitted)
+    ranker, replay, adapted, biases = _adaptation(later, ranker, method)
     making_new = partial(later.tell, "try a scene made new")
     shares = scene_tuning.tune(ranker.parameters, later.window, later.cut, progress=making_new)
     choices = replace(
@@ -111,19 +103,21 @@ def validate(later: Later, neutral: Choices, method: Method) -> tuple[Choices, d
         moments=adapted.moments,
         item_bias=biases.by_item,
     )
+    gains = {
+        "gain_of_half_life": popular.gain,
+        "gain_of_online_pairs": pairs.gain,
+        "gain_of_memories": mixed.gain,
+        "gain_of_repeats": again.gain,
+        "gain_of_inner_step": adapted.tuned.gain,
+        "gain_of_gate": adapted.judged.gain,
+        "gain_of_item_biases": biases.gain,
+        "gain_in_new_scenes": shares.gain,
+    }
     figures = user_means(set_ndcg(query_ranks(replay.start, replay.query)), replay.users)
     start = {
         "validation_events": len(replay.targets),
         "start_set_ndcg": interval(figures, seed=later.window.seed).as_list(),
-        "half_life": popular.half_life,
-        "gain_of_half_life": popular.gain.as_list(),
-        "gain_of_memories": mixed.gain.as_list(),
-        "scene_shares": [round(share, 3) for share in shares.by_bucket.tolist()],
-        "gain_in_new_scenes": shares.gain.as_list(),
-        "gain_of_repeats": again.gain.as_list(),
-        "gain_of_item_biases": biases.gain.as_list(),
-        "gain_of_online_pairs": pairs.gain.as_list(),
-        "pairs_online": "on" if pairs.pays else "off: they do not pay on validation users",
+        **{name: gain.as_list() for name, gain in gains.items()},
         "parts_off": list(weighed.parts_off),
     }
     return choices, start | _told(choices, adapted.judged, method)
@@ -131,27 +125,22 @@ def validate(later: Later, neutral: Choices, method: Method) -> tuple[Choices, d
 
 def _told(choices: Choices, judged: gate_tuning.Judged, method: Method) -> dict[str, Any]:
     """Report what was chosen."""
-    tuned = choices.tuned
+    tuned, memories = choices.tuned, choices.memories
+    decays = [[round(decay, 3) for decay in row] for row in memories.decays.tolist()]
+    mixture = {"discount": memories.discount, "rate": memories.rate, "caution": memories.caution}
+    off = "one: a mixture does not win on validation users"
     return {
-        **_told_of(choices.memories),
-        "gain_of_inner_step": tuned.gain.as_list(),
+        "half_life": choices.half_life,
+        "pairs_online": "on" if choices.pairs_online else "off: they do not pay on validation users",
+        "part_weights": [[round(w, 3) for w in row] for row in choices.weights.tolist()],
+        "part_decays": decays[0],
+        "memories": {"other_decays": decays[1:], **mixture} if len(memories) > 1 else off,
+        "scene_shares": [round(share, 3) for share in choices.scene_shares.tolist()],
         **method._asdict(),
         "inner_step": "on" if tuned.pays else "off: it does not pay on validation users",
         "inner_settings": {"tau": tuned.tau, "discount": tuned.discount, "precision": tuned.precision},
         "gate": {"discount": judged.gate.discount, "credit": judged.gate.credit},
         "gated_share": judged.gated_share,
-        "gain_of_gate": judged.gain.as_list(),
-        "part_weights": [[round(w, 3) for w in row] for row in choices.weights.tolist()],
-    }
-
-
-def _told_of(memories: Memories) -> dict[str, Any]:
-    decays = [[round(decay, 3) for decay in row] for row in memories.decays.tolist()]
-    settings = {"discount": memories.discount, "rate": memories.rate, "caution": memories.caution}
-    off = "one: a mixture does not win on validation users"
-    return {
-        "part_decays": decays[0],
-        "memories": {"other_decays": decays[1:], **settings} if len(memories) > 1 else off,
     }
 
 
@@ -276,7 +265,22 @@ class _Adapted(NamedTuple):
     moments: Moments
 
 
-def _adaptation(later: Later, ranker: Ranker, replay: Replay, method: Method) -> _Adapted:
+def _adaptation(later: Later, ranker: Ranker, method: Method) -> tuple[Ranker, Replay, _Adapted, item_biases.Biases]:
+    """Adapt users, then find the items' biases; with the ranker and its predictions as both leave them.
+
+    In this order: what adapts users is judged by errors, of which biases from the same users would hide too many.
+    """
+    replay = later.replay(ranker)
+    adapted = _adapted(later, ranker, replay, method)
+    biases = item_biases.tune(replay, seed=later.window.seed)
+    if bool(biases.by_item.any()):
+        ranker = later.ranker(replace(ranker.parameters, item_bias=biases.by_item))
+        replay = later.replay(ranker)
+        adapted = adapted._replace(moments=prediction_moments(replay, adapted.tuned.tau))
+    return ranker, replay, adapted, biases
+
+
+def _adapted(later: Later, ranker: Ranker, replay: Replay, method: Method) -> _Adapted:
     """Tune the honest step, or fit a learner, and then the gate."""
     window, factors = later.window, ranker.items.vectors[:, -ranker.state_size :]
     seed = window.seed
