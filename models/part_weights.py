@@ -5,7 +5,7 @@ Letters: E events, P item-item parts, B buckets, C candidates, Q query slots, S 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -53,6 +53,10 @@ class Sample(NamedTuple):
         """Keep the events of a mask [E]."""
         return Sample(*(column[mask] for column in self))
 
+    def beside(self, other: Sample) -> Sample:
+        """Both, of different users."""
+        return Sample(*(torch.cat(pair) for pair in zip(self, other, strict=True)))
+
     def figures(self, weights: Tensor) -> Tensor:
         """`stream_figures` [E] under weights [B, 1 + P]."""
         return stream_figures(self.scored, self.query, weights[self.buckets])
@@ -66,20 +70,20 @@ class Weighed(NamedTuple):
 
 
 def weigh(
-    ranker: Ranker, interactions: Interactions, first: int, unseen: Tensor, progress: Progress, *, seed: int
+    initial: Tensor, parts: Sequence[str], later: Sample, earlier: Sample, progress: Progress, *, seed: int
 ) -> Weighed:
-    """Choose by the events of mask `unseen` [all events] from number `first` on, replayed as a worker serves them.
+    """Choose weights [B, 1 + P], beginning at the initial ones, by the later sample; those where it is empty.
 
-    A part is off unless these users gain by it.
+    A part is off unless users gain by it, of the later sample and of the earlier one together: one season, in which
+    everybody took the same few things, must not decide for all to come that nothing else counts.
     """
-    initial = ranker.parameters.part_weights
-    if not len(_chosen(interactions, unseen, seed)):
+    if not len(later.users):
         return Weighed(initial, ())
     progress(0, len(initial))
-    sample = _sampled(ranker, interactions, first, unseen, seed=seed)
-    searched, gains = _searched(sample, initial, progress), gains_of_parts(sample, initial, seed=seed)
-    kept, off = without_idle_parts(sample, where_parts_pay(sample, searched, gains))
-    return Weighed(kept, tuple(ranker.parameters.parts[part - 1] for part in off))
+    searched, both = _searched(later, initial, progress), later.beside(earlier)
+    gains = gains_of_parts(both, initial, seed=seed)
+    kept, off = without_idle_parts(both, where_parts_pay(both, searched, gains))
+    return Weighed(kept, tuple(parts[part - 1] for part in off))
 
 
 def without_idle_parts(sample: Sample, weights: Tensor) -> tuple[Tensor, list[int]]:
@@ -147,7 +151,8 @@ def _searched(sample: Sample, initial: Tensor, progress: Progress) -> Tensor:
     return torch.stack(rows)
 
 
-def _sampled(ranker: Ranker, interactions: Interactions, first: int, unseen: Tensor, *, seed: int) -> Sample:
+def sampled(ranker: Ranker, interactions: Interactions, first: int, unseen: Tensor, *, seed: int) -> Sample:
+    """Events of mask `unseen` [all events] from number `first` on, replayed as a worker serves them."""
     history, chosen = History.of(interactions.users), _chosen(interactions, unseen, seed)
     position = history.position
     query = following(history, interactions.items, chosen, QUERY)
@@ -162,6 +167,9 @@ def _sampled(ranker: Ranker, interactions: Interactions, first: int, unseen: Ten
             tasks = side.tasks_before(chosen[chunk])
             scores = ranker.parts(tasks, side.priors)
             scored.append(scored_candidates(scores, tasks.excluded, query[chunk], weights[chunk]))
+    if not scored:
+        columns = min(_CANDIDATES, interactions.num_items) + QUERY
+        return Sample(weights.new_zeros(0, weights.shape[1] + 1, columns), query, interactions.users[chosen], buckets)
     return Sample(torch.cat(scored), query, interactions.users[chosen], buckets)
 
 

@@ -32,12 +32,12 @@ from models.learner_tuning import Learnt, Method, fit_learner
 from models.learners import HONEST
 from models.memories import Memories
 from models.meta_parameters import MetaParameters
-from models.part_weights import Weighed, weigh
+from models.part_weights import Sample, Weighed, sampled, weigh
 from models.ranker import Ranker
 from models.replay import Moments, Replay, prediction_moments, replay_side_by_side, replay_start
 from models.table_fitting import Choices, Window, fit
 
-FIT_SHARE = 0.75  # of the users by first event; the others' first events begin the later part
+EARLIER_SHARE, FIT_SHARE = 0.5, 0.75  # of the users by first event; the others' first events begin the later part
 # Validation events x items kept in memory: whether an inner step pays is decided by some .002 of nDCG, which half the
 # validation users of MovieLens-100K cannot tell from nothing (four bytes each).
 MAX_LOGITS = 36_000_000
@@ -181,16 +181,30 @@ def _start(later: Later, neutral: Choices) -> tuple[MetaParameters, Weighed, mem
     later.tell("fit tables on the earlier part", 0, 1)
     fitted = fit(later.window.before(later.cut), neutral)
     later.tell("fit tables on the earlier part", 1, 1)
-    weighed = _weighed(later, fitted)
+    earlier_sample = _earlier_sample(later, neutral)
+    weighed = _weighed(later, fitted, earlier_sample)
     mixed = _memories(later, replace(fitted, part_weights=weighed.weights))
     if not torch.equal(mixed.memories.decays[0], fitted.part_decays):
-        weighed = _weighed(later, replace(fitted, part_decays=mixed.memories.decays[0]))
+        weighed = _weighed(later, replace(fitted, part_decays=mixed.memories.decays[0]), earlier_sample)
     return replace(fitted, part_weights=weighed.weights, **mixed.memories.fields()), weighed, mixed
 
 
-def _weighed(later: Later, fitted: MetaParameters) -> Weighed:
+def _weighed(later: Later, fitted: MetaParameters, earlier_sample: Sample) -> Weighed:
     window, progress = later.window, partial(later.tell, "weigh the parts")
-    return weigh(later.ranker(fitted), window.interactions, later.cut, later.unseen, progress, seed=window.seed)
+    sample = sampled(later.ranker(fitted), window.interactions, later.cut, later.unseen, seed=window.seed)
+    return weigh(fitted.part_weights, fitted.parts, sample, earlier_sample, progress, seed=window.seed)
+
+
+def _earlier_sample(later: Later, neutral: Choices) -> Sample:
+    """Events before the later part of users who begin after half of the users have, by tables of that half."""
+    later.tell("fit tables on the first half", 0, 1)
+    half, unseen = split(later.window.interactions, EARLIER_SHARE)
+    ranker = later.ranker(fit(later.window.before(half), neutral))
+    interactions = later.window.before(later.cut).interactions
+    mask = limited(interactions, unseen[: later.cut], later.window.seed)
+    sample = sampled(ranker, interactions, half, mask, seed=later.window.seed)
+    later.tell("fit tables on the first half", 1, 1)
+    return sample
 
 
 def _pairs(later: Later, neutral: Choices) -> pair_judgement.Judged:

@@ -71,6 +71,23 @@ def test_what_lists_gain_without_a_support_decides_nothing() -> None:
     assert not any(kept((0, 0.5, 0.1), (2, 0.0, 0.1))[1:])
 
 
+def test_one_season_does_not_switch_parts_off_that_pay_before_it() -> None:
+    """Part 1 buries the query in the season and finds it before; part 2 buries it in both."""
+    before, season = sample(), sample()
+    season.scored[:, 1, C:] = -1.0 - torch.rand(E, Q, generator=torch.Generator().manual_seed(1))
+    initial = torch.tensor([0.6, 0.3, 0.1]).repeat(8, 1)
+    elsewhere = season._replace(users=season.users + 100)
+
+    def off(later: Sample, earlier: Sample) -> tuple[str, ...]:
+        return part_weights.weigh(initial, ("first", "second"), later, earlier, lambda _n, _of: None, seed=0).parts_off
+
+    assert off(season, before._replace(users=before.users + 100)) == ("second",)
+    assert off(season, elsewhere) == ("first", "second")
+    nothing = Sample(*(column[:0] for column in season))
+    assert off(season, nothing) == ("first", "second")
+    assert off(nothing, before) == ()
+
+
 def test_parts_are_judged_by_users_who_did_not_choose_their_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = list[set[int]]()
 
