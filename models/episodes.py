@@ -67,6 +67,15 @@ class History:
         return cls(order, place, place - first[inverse], counts[inverse])
 
 
+def drawn_from(mask: Tensor, most: int, seed: int) -> Tensor:
+    """At most so many of the events of a mask [all events], at random: a mask again."""
+    events = mask.nonzero()[:, 0]
+    order = torch.randperm(len(events), generator=torch.Generator().manual_seed(seed))
+    drawn = torch.zeros_like(mask)
+    drawn[events[order[:most]]] = True
+    return drawn
+
+
 def earlier(history: History, values: Tensor, events: Tensor, num: int) -> Tensor:
     """The user's `num` values before each of `events` [U]: [U, num], newest last, right-aligned, -1 where none."""
     offset = torch.arange(-num, 0)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from models.episodes import Interactions, following
+from models.episodes import Interactions, drawn_from, following
 from models.figures import Interval, interval, query_ranks, set_ndcg, surely_gain, user_means
 from models.ranker import Ranker
 from models.replay import QUERY, epochs
@@ -42,10 +42,7 @@ def judge(
 
     `unseen` [all events]: events that may be judged, from number `first` on; at random as many as cost allows.
     """
-    events = unseen.nonzero()[:, 0]
-    order = torch.randperm(len(events), generator=torch.Generator().manual_seed(seed))
-    chosen = torch.zeros_like(unseen)
-    chosen[events[order[: MOST_SCORES // interactions.num_items]]] = True
+    chosen = drawn_from(unseen, MOST_SCORES // interactions.num_items, seed)
     figures, done, most = list[Tensor](), 0, 2 * int(chosen.sum())
     for pairs_online in (True, False):
         for some in _figures(ranker, interactions, first, chosen, pairs_online=pairs_online):

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from models import popularity
-from models.episodes import History, Interactions, earlier, following
+from models.episodes import History, Interactions, drawn_from, earlier, following
 from models.figures import Interval, interval, query_ranks, stream_ndcg, user_means
 from models.ranker import exclusions
 from models.replay import EPOCH, QUERY
@@ -47,7 +47,7 @@ def tune(
     the next item's nDCG@10 of popularity alone).
     """
     half_lives = [before, *(one for one in HALF_LIVES if one != before)]
-    judged = _sampled(unseen, seed)
+    judged = drawn_from(unseen, MOST_JUDGED, seed)
     figures, users = [], interactions.users[judged.nonzero()[:, 0]]
     for number, half_life in enumerate(half_lives):
         progress(number, len(half_lives))
@@ -59,15 +59,6 @@ def tune(
         return Tuned(before, interval(gains[0], seed=seed))  # one user has no spread to tell chance by
     best = int((gains.mean(1) - _ERRORS * gains.std(1) / gains.shape[1] ** 0.5).argmax())
     return Tuned(half_lives[best], interval(gains[best], seed=seed))
-
-
-def _sampled(mask: Tensor, seed: int) -> Tensor:
-    """At most MOST_JUDGED events of a mask [all events]."""
-    events = mask.nonzero()[:, 0]
-    chosen = events[torch.randperm(len(events), generator=torch.Generator().manual_seed(seed))[:MOST_JUDGED]]
-    kept = torch.zeros_like(mask)
-    kept[chosen] = True
-    return kept
 
 
 def _figures(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from models.episodes import Interactions
+from models.episodes import Interactions, drawn_from
 from models.item_tables import assemble_items
 from models.meta_parameters import MetaParameters
 from models.ranker import Ranker
@@ -53,7 +53,7 @@ def refit_gain(
         parameters.support_size,
     )
     counted = max(0, middle - int(_COUNT_LIVES * parameters.half_life))
-    judged = _sampled(total, middle, seed)
+    judged = drawn_from(torch.arange(total) >= middle, MOST_JUDGED, seed)
     before = _losses(parameters, window, interactions, judged, counted)
     after = _losses(_refitted(parameters, window), window, interactions, judged, middle)
     possible = torch.isfinite(before) & torch.isfinite(after)
@@ -62,14 +62,6 @@ def refit_gain(
 
 def _refitted(parameters: MetaParameters, window: Window) -> MetaParameters:
     return fit(window, Choices.of(parameters, popularity_moments(window.interactions), window.item_ids))
-
-
-def _sampled(total: int, first: int, seed: int) -> Tensor:
-    """A mask [total] of events from `first` on, at most MOST_JUDGED."""
-    order = torch.randperm(total - first, generator=torch.Generator().manual_seed(seed))
-    mask = torch.zeros(total, dtype=torch.bool)
-    mask[first + order[:MOST_JUDGED]] = True
-    return mask
 
 
 def _losses(

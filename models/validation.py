@@ -26,7 +26,7 @@ from models import (
 )
 from models.calibration import calibrate
 from models.episodes import History, Interactions, earlier
-from models.figures import Interval, interval, query_ranks, set_ndcg, surely_gain, user_means
+from models.figures import interval, query_ranks, set_ndcg, surely_gain, user_means
 from models.item_tables import assemble_items
 from models.learner_tuning import Learnt, Method, fit_learner
 from models.learners import HONEST
@@ -37,7 +37,7 @@ from models.ranker import Ranker
 from models.replay import Moments, Replay, prediction_moments, replay_side_by_side, replay_start
 from models.table_fitting import Choices, Window, fit
 
-EARLIER_SHARE, FIT_SHARE = 0.5, 0.75  # of the users by first event; the others' first events begin the later part
+FIT_SHARE = 0.75  # of the users by first event; the others' first events begin the later part
 # Validation events x items kept in memory: whether an inner step pays is decided by some .002 of nDCG, which half the
 # validation users of MovieLens-100K cannot tell from nothing (four bytes each).
 MAX_LOGITS = 36_000_000
@@ -77,9 +77,10 @@ def validate(later: Later, neutral: Choices, method: Method) -> tuple[Choices, d
     """Choose everything that validation decides, and report on it; the rest stays as in `neutral`."""
     popular = _popularity(later, neutral)
     neutral = replace(neutral, item_bias=torch.zeros_like(neutral.item_bias), half_life=popular.half_life)
-    pairs = _pairs(later, neutral)
+    half = _half(later, neutral)
+    pairs = _pairs(later, half)
     neutral = replace(neutral, pairs_online=pairs.pays)
-    fitted, weighed, mixed = _start(later, neutral)
+    fitted, weighed, mixed = _start(later, neutral, _earlier_sample(later, half, neutral))
     ranker, again = later.ranker(fitted), repeat_fitting.OFF
     if neutral.recommend_seen:
         again = repeat_fitting.tune(*_returning(later, ranker), seed=later.window.seed)
@@ -176,12 +177,13 @@ def _popularity(later: Later, neutral: Choices) -> popularity_tuning.Tuned:
     )
 
 
-def _start(later: Later, neutral: Choices) -> tuple[MetaParameters, Weighed, memory_tuning.Mixed]:
+def _start(
+    later: Later, neutral: Choices, earlier_sample: Sample
+) -> tuple[MetaParameters, Weighed, memory_tuning.Mixed]:
     """Fit the tables on the earlier part, and choose how parts are weighed and how fast they are forgotten."""
     later.tell("fit tables on the earlier part", 0, 1)
     fitted = fit(later.window.before(later.cut), neutral)
     later.tell("fit tables on the earlier part", 1, 1)
-    earlier_sample = _earlier_sample(later, neutral)
     weighed = _weighed(later, fitted, earlier_sample)
     mixed = _memories(later, replace(fitted, part_weights=weighed.weights))
     if not torch.equal(mixed.memories.decays[0], fitted.part_decays):
@@ -195,26 +197,35 @@ def _weighed(later: Later, fitted: MetaParameters, earlier_sample: Sample) -> We
     return weigh(fitted.part_weights, fitted.parts, sample, earlier_sample, progress, seed=window.seed)
 
 
-def _earlier_sample(later: Later, neutral: Choices) -> Sample:
-    """Events before the later part of users who begin after half of the users have, by tables of that half."""
+class _Half(NamedTuple):
+    """Tables fitted before the second half of the users begins (event number `cut`), and a mask of their events."""
+
+    cut: int
+    unseen: Tensor
+    fitted: MetaParameters
+
+
+def _half(later: Later, neutral: Choices) -> _Half:
     later.tell("fit tables on the first half", 0, 1)
-    half, unseen = split(later.window.interactions, EARLIER_SHARE)
-    ranker = later.ranker(fit(later.window.before(half), neutral))
-    interactions = later.window.before(later.cut).interactions
-    mask = limited(interactions, unseen[: later.cut], later.window.seed)
-    sample = sampled(ranker, interactions, half, mask, seed=later.window.seed)
+    cut, unseen = split(later.window.interactions, pair_judgement.FIT_SHARE)
+    fitted = fit(later.window.before(cut), neutral)
     later.tell("fit tables on the first half", 1, 1)
-    return sample
+    return _Half(cut, unseen, fitted)
 
 
-def _pairs(later: Later, neutral: Choices) -> pair_judgement.Judged:
+def _earlier_sample(later: Later, half: _Half, neutral: Choices) -> Sample:
+    """Events before the later part of users who begin after the first half has, pairs counted as they will be."""
+    ranker = later.ranker(replace(half.fitted, pairs_online=neutral.pairs_online))
+    interactions = later.window.before(later.cut).interactions
+    mask = limited(interactions, half.unseen[: later.cut], later.window.seed)
+    return sampled(ranker, interactions, half.cut, mask, seed=later.window.seed)
+
+
+def _pairs(later: Later, half: _Half) -> pair_judgement.Judged:
     """Judge whether pairs are counted online."""
     window, progress = later.window, partial(later.tell, "judge pairs counted online")
-    half, unseen = split(window.interactions, pair_judgement.FIT_SHARE)
-    later.tell("fit tables on the first half", 0, 1)
-    ranker = later.ranker(fit(window.before(half), neutral))
-    later.tell("fit tables on the first half", 1, 1)
-    return pair_judgement.judge(ranker, window.interactions, half, unseen, progress, seed=window.seed)
+    ranker = later.ranker(half.fitted)
+    return pair_judgement.judge(ranker, window.interactions, half.cut, half.unseen, progress, seed=window.seed)
 
 
 def _memories(later: Later, parameters: MetaParameters) -> memory_tuning.Mixed:
@@ -250,15 +261,8 @@ def _returning(later: Later, ranker: Ranker) -> tuple[Replay, Tensor]:
     return replay, earlier(history, interactions.items, replay.events, window.support_size)
 
 
-class Listing(NamedTuple):
-    """Whether lists may hold what a user has had, and what set nDCG@10 gains by it."""
-
-    pays: bool
-    gain: Interval
-
-
-def judge_listing(later: Later, neutral: Choices) -> Listing:
-    """Let everybody's later events decide, where few of them take an item again."""
+def judge_listing(later: Later, neutral: Choices) -> pair_judgement.Judged:
+    """Whether lists may hold what a user has had: by everybody's later events, where few of them take an item again."""
     later.tell("judge lists of what was had", 0, 1)
     ranker = later.ranker(fit(later.window.before(later.cut), replace(neutral, recommend_seen=True)))
     replay, support = _returning(later, ranker)
@@ -267,7 +271,7 @@ def judge_listing(later: Later, neutral: Choices) -> Listing:
     had = earlier(History.of(interactions.users), interactions.items, replay.events, int(replay.num_events.max()))
     gains = repeat_fitting.gains_of_listing(replay, support, had, found)
     later.tell("judge lists of what was had", 1, 1)
-    return Listing(surely_gain(gains), interval(gains, seed=later.window.seed))
+    return pair_judgement.Judged(interval(gains, seed=later.window.seed), surely_gain(gains))
 
 
 class _Adapted(NamedTuple):
