@@ -20,6 +20,10 @@ from torch import Tensor
 
 from models.item_fitting import COUNTED, HORIZONS, similarity_factors
 
+# Offsets of a partition between two moments at which counts take effect, a multiple of popularity's. Sooner is worse:
+# a user's own burst would be in the pairs that she is served by, which her support has told already (LOG.md, "A: behind
+# ItemKNN").
+PAIR_EPOCH = 1024
 WINDOW = max(HORIZONS)  # newest positives that an item is paired with, online
 _GRID = 2**21  # cells of a grid that finds pairs: 4 MB
 _LEAST_SCALE = 1e-6  # 0 marks pairs that the version brought

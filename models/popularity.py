@@ -11,6 +11,9 @@ from torch import Tensor
 
 BUCKET_STARTS = (1, 3, 6, 11, 21, 51, 101)
 NUM_BUCKETS = len(BUCKET_STARTS) + 1
+# Offsets of a partition between two moments at which counts take effect. Soon is better: where few events come a day,
+# popularity moves with the season. Pairs wait longer (`pair_counts.PAIR_EPOCH`).
+POPULARITY_EPOCH = 128
 _STARTS = torch.tensor(BUCKET_STARTS)
 
 # Mixture behind one row of priors: its own and the next bucket in equal parts, and all buckets against thin counts.

@@ -15,8 +15,9 @@ from torch import Tensor
 from models import popularity
 from models.episodes import History, Interactions, drawn_from, earlier, following
 from models.figures import Interval, interval, query_ranks, stream_ndcg, user_means
+from models.popularity import POPULARITY_EPOCH
 from models.ranker import exclusions
-from models.replay import EPOCH, QUERY
+from models.replay import QUERY
 
 HALF_LIVES = (1_000.0, 4_000.0, 16_000.0, 64_000.0, 256_000.0)
 MOST_JUDGED = 16_000  # events, at random
@@ -64,13 +65,13 @@ def tune(
 def _figures(
     interactions: Interactions, first: int, judged: Tensor, half_life: float, *, recommend_seen: bool
 ) -> Tensor:
-    """nDCG@10 [E] of popularity alone for the judged events; counts take effect at every EPOCH-th event."""
+    """nDCG@10 [E] of popularity alone for the judged events; counts move as a worker lets them."""
     history, num_items = History.of(interactions.users), interactions.num_items
     buckets = popularity.bucket_of(history.position)
     nothing = torch.zeros(popularity.NUM_BUCKETS, num_items)
     counts = popularity.advance(nothing, buckets[:first], interactions.items[:first], half_life=half_life)
     figures = [torch.zeros(0)]
-    for now in torch.split(torch.arange(first, len(interactions)), EPOCH):
+    for now in torch.split(torch.arange(first, len(interactions)), POPULARITY_EPOCH):
         priors = popularity.priors(counts)
         for events in torch.split(now[judged[now]], _BLOCK):
             scores = priors[buckets[events]]

@@ -1,7 +1,7 @@
 """Replay a stream offline: the start's prediction before each event of some users, and what follows from it.
 
 Honest residuals need the start only, so all predictions are made in large batches and the inner states follow by a
-scan; popularity moves at every `EPOCH`th event, as in a worker. Letters: E events, N items, Q query slots, F factors.
+scan; popularity and pairs move as in a worker. Letters: E events, N items, Q query slots, F factors.
 """
 
 from __future__ import annotations
@@ -18,10 +18,9 @@ from models.episodes import History, Interactions, earlier, following
 from models.item_tables import initial_counts
 from models.logit_reading import LOSS_LIMIT
 from models.neighbours import Blocks, Neighbours, PairLayout, initial_pairs, stakes_of
-from models.pair_counts import WINDOW, PairTable, learn
+from models.pair_counts import PAIR_EPOCH, WINDOW, PairTable, learn
 from models.ranker import Ranker, TaskBatch, exclusions
 
-EPOCH = 1024
 QUERY = 10
 _CHUNK = 128
 _BLOCK = 1024
@@ -67,17 +66,20 @@ class ItemSide:
         self._rows = torch.arange(ranker.items.num_items)
         self._stakes = stakes_of(parameters)
         self._pairs: PairTable | None = None
+        self._waiting = torch.zeros(0, dtype=torch.int64)  # events that pairs have still to count
         if parameters.pairs_online if pairs_online is None else pairs_online:
             self._pairs = self._begin(ranker)
 
     def advance(self, events: Tensor) -> None:
-        """Let events take effect."""
+        """Let the events of one of popularity's epochs take effect; pairs follow once theirs is full."""
         items = self._interactions.items[events]
         self._counts = popularity.advance(self._counts, self._buckets[events], items, half_life=self._half_life)
         self.priors = popularity.priors(self._counts)
         if self._pairs is not None:
-            before = earlier(self.history, self._interactions.items, events, WINDOW)
-            self._write(self._pairs, learn(self._pairs, before, items, self._stakes))
+            self._waiting = torch.cat([self._waiting, events])
+            if len(self._waiting) >= PAIR_EPOCH:
+                self._count(self._pairs, self._waiting)
+                self._waiting = self._waiting[:0]
 
     def tasks_before(self, events: Tensor) -> TaskBatch:
         """`tasks_before`, with the pairs as they are now."""
@@ -85,6 +87,11 @@ class ItemSide:
         if self._pairs is not None:
             tasks.neighbours = Neighbours(Blocks(*self._block, (self._layout.moved,)), torch.zeros_like(events))
         return tasks
+
+    def _count(self, pairs: PairTable, events: Tensor) -> None:
+        items = self._interactions.items
+        before = earlier(self.history, items, events, min(WINDOW, self._ranker.parameters.support_size))
+        self._write(pairs, learn(pairs, before, items[events], self._stakes))
 
     def _begin(self, ranker: Ranker) -> PairTable:
         tables, trained = ranker.items, ranker.items.trained_index
@@ -165,9 +172,9 @@ def _tracks(ranker: Ranker, interactions: Interactions, first: int, chosen: Tens
 def epochs(
     ranker: Ranker, interactions: Interactions, first: int, *, pairs_online: bool | None = None
 ) -> Iterator[tuple[Tensor, ItemSide]]:
-    """Event numbers from `first` on, an epoch at a time, and the item side as it is then (one object)."""
+    """Event numbers from `first` on, an epoch of popularity at a time, and the item side as it is then (one object)."""
     side = ItemSide(ranker, interactions, pairs_online=pairs_online)
-    for now in torch.split(torch.arange(first, len(interactions)), EPOCH):
+    for now in torch.split(torch.arange(first, len(interactions)), popularity.POPULARITY_EPOCH):
         yield now, side
         side.advance(now)
 

@@ -32,7 +32,7 @@ from pipeline.support import Ints
 METRICS = ("ndcg", "recall")
 TOP = 10
 DRAWS, SEED = 4000, 1
-ROUND_USERS = 512  # fewer than an epoch of the item statistics
+ROUND_USERS = 128  # no more than an epoch of popularity
 OWN = ("adapted", "start", "stream")
 Scores = dict[int, NDArray[np.float32]]
 Tell = Callable[[str, int, int], None]

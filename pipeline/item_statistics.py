@@ -1,8 +1,8 @@
 """What moves online on the item side, owned by a partition, taking effect at fixed offsets.
 
 Position popularity and the counts of item pairs change with every positive, but predictions read them as of the last
-multiple of `EPOCH` offsets. Cutting the log into other batches therefore cannot change a score, and delays of this
-length cost no quality. Pairs belong to a meta version as well: another begins with the pairs that it brings.
+multiple of `POPULARITY_EPOCH` and `PAIR_EPOCH` offsets. Cutting the log into other batches therefore cannot change a
+score. Pairs belong to a meta version as well: another begins with the pairs that it brings.
 
 Letters: B buckets of K, E events, W newest positives looked at.
 """
@@ -17,19 +17,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.pair_counts import PairTable, Stakes, learn
-from models.popularity import NUM_BUCKETS, advance
+from models.pair_counts import PAIR_EPOCH, PairTable, Stakes, learn
+from models.popularity import NUM_BUCKETS, POPULARITY_EPOCH, advance
 from pipeline.support import Ints
 
-__all__ = ["EPOCH", "NUM_BUCKETS", "ItemStatistics", "OnlinePairs", "PairEvents"]
+__all__ = ["NUM_BUCKETS", "PAIR_EPOCH", "POPULARITY_EPOCH", "ItemStatistics", "OnlinePairs", "PairEvents"]
 
-EPOCH = 1024  # offsets between two moments at which counts take effect
-SNAPSHOT_EPOCHS = 64  # between two snapshots of the pairs, whose log is kept meanwhile
+SNAPSHOT_EPOCHS = 64  # of pairs, between two snapshots of the pairs, whose log is kept meanwhile
 
 
 @dataclass(frozen=True, slots=True)
 class PairEvents:
-    """Positives of one partition within one epoch: items [E] and what came before each [E, W] (-1 = none)."""
+    """Positives of one partition within one epoch of pairs: items [E] and what came before each [E, W] (-1 = none)."""
 
     partition: int
     first_offset: int
@@ -39,7 +38,7 @@ class PairEvents:
     @property
     def epoch(self) -> int:
         """The offset at which the epoch begins."""
-        return self.first_offset // EPOCH * EPOCH
+        return self.first_offset // PAIR_EPOCH * PAIR_EPOCH
 
 
 @dataclass(slots=True)
@@ -48,7 +47,7 @@ class OnlinePairs:
 
     Attributes:
         version: the meta version that brought the first of them.
-        table: by item_no, as of the statistics' epoch.
+        table: by item_no, as of the last epoch of pairs.
         stakes: of `models.pair_counts.learn`.
         pending: events since, oldest first.
         changed: item numbers whose pairs have changed since they were last asked for.
@@ -98,7 +97,7 @@ class ItemStatistics:
     """Position-popularity counts of one partition.
 
     Attributes:
-        epoch_offset: the multiple of EPOCH as of which `counts` hold.
+        epoch_offset: the multiple of POPULARITY_EPOCH as of which `counts` hold.
         counts: [B, item_no] float32, by item_no so that a growing catalogue moves nothing.
         pending_buckets, pending_items: positives since, oldest first, not yet in `counts`.
         unsaved: whether `counts` have changed since they were written.
@@ -118,6 +117,11 @@ class ItemStatistics:
     pairs: OnlinePairs | None = None
     saved_pairs: SavedPairs | None = None
 
+    @property
+    def pair_epoch_offset(self) -> int:
+        """The multiple of PAIR_EPOCH as of which pairs hold."""
+        return self.epoch_offset // PAIR_EPOCH * PAIR_EPOCH
+
     def add(self, buckets: Ints, item_nos: Ints) -> None:
         """Count positives of the current epoch, oldest first; they take effect with the next."""
         self.pending_buckets.extend(buckets.tolist())
@@ -126,12 +130,12 @@ class ItemStatistics:
 
     def move_to(self, offset: int) -> bool:
         """Let what is pending take effect if `offset` lies in a later epoch. True when the counts changed."""
-        epoch = offset // EPOCH * EPOCH
+        epoch, pair_epoch = offset // POPULARITY_EPOCH * POPULARITY_EPOCH, self.pair_epoch_offset
         if epoch <= self.epoch_offset:
             return False
         self.epoch_offset = epoch
-        if self.pairs:
-            self.pairs.settle(epoch)
+        if self.pairs and self.pair_epoch_offset > pair_epoch:
+            self.pairs.settle(self.pair_epoch_offset)
             self.pairs.epochs += 1
             self.pairs.snapshot_due |= self.pairs.epochs >= SNAPSHOT_EPOCHS
         if not self.pending_items:
@@ -152,7 +156,7 @@ class ItemStatistics:
             self.pairs = OnlinePairs(
                 version, table, stakes, saved.log, snapshot_due=False, as_brought=saved.table is None
             )
-            self.pairs.settle(self.epoch_offset)
+            self.pairs.settle(self.pair_epoch_offset)
             self.leave_no_log()  # somebody may have been forgotten whom the worker before has not heard of
         else:
             self.pairs = OnlinePairs(version, initial(), stakes)

@@ -30,7 +30,7 @@ from pipeline.adaptation import Adaptation, Types
 from pipeline.batching import MicroBatch, micro_batch
 from pipeline.catalogue import Catalogue, ListedItem, build_catalogue
 from pipeline.chunks import Chunk
-from pipeline.item_statistics import EPOCH
+from pipeline.item_statistics import POPULARITY_EPOCH
 from pipeline.outcome import Outcome
 from pipeline.support import Ints, Segments, UserTable
 from schemas.event_types import CODES
@@ -138,10 +138,10 @@ class OfflineWorker:
     def forget_counts(self) -> None:
         """Put the item statistics back to the version's, at a fresh epoch: as if no other user had been here.
 
-        What is then applied takes effect after EPOCH offsets, so that shorter rounds never see each other's counts.
+        What is then applied takes effect after POPULARITY_EPOCH offsets: shorter rounds never see each other's counts.
         """
         for partition, offset in self.positions.items():
-            self.positions[partition] = -(-offset // EPOCH) * EPOCH
+            self.positions[partition] = -(-offset // POPULARITY_EPOCH) * POPULARITY_EPOCH
             self.adaptation.begin(partition, self.positions[partition])
 
     def listed(self, outcome: Outcome, k: int) -> dict[str, list[str]]:

@@ -154,7 +154,7 @@ def pair_rows(topic: str, statistics: Mapping[int, ItemStatistics]) -> Iterator[
         if held.pairs and held.pairs.snapshot_due:
             item_nos, *columns = snapshot_row(held.pairs)
             packed = (psycopg2.Binary(column) for column in columns)
-            yield SAVE_PAIRS, (topic, partition, held.pairs.version, held.epoch_offset, _array(item_nos), *packed)
+            yield SAVE_PAIRS, (topic, partition, held.pairs.version, held.pair_epoch_offset, _array(item_nos), *packed)
             # Events that are pending stay; a version's first snapshot follows none.
             kept = held.pairs.pending[0].first_offset if held.pairs.pending else MAX_OFFSET
             yield TRIM_PAIRS, (topic, partition, kept)

@@ -23,7 +23,7 @@ from models.pair_counts import WINDOW, PairTable
 from models.popularity import NUM_BUCKETS, bucket_of, priors
 from models.ranker import Ranker
 from pipeline.catalogue import Catalogue
-from pipeline.item_statistics import EPOCH, ItemStatistics, OnlinePairs, PairEvents
+from pipeline.item_statistics import PAIR_EPOCH, POPULARITY_EPOCH, ItemStatistics, OnlinePairs, PairEvents
 from pipeline.known import Before
 from pipeline.served_pairs import ServedPairs
 from pipeline.support import Ints
@@ -85,7 +85,8 @@ class ServedItems:
         counts = torch.zeros(NUM_BUCKETS, len(self._catalogue.row_of))
         numbers = self._numbers()
         counts[:, numbers[numbers >= 0]] = parameters.counts[:, numbers >= 0].cpu()
-        self._statistics[partition] = ItemStatistics(offset // EPOCH * EPOCH, counts, parameters.half_life)
+        epoch_offset = offset // POPULARITY_EPOCH * POPULARITY_EPOCH
+        self._statistics[partition] = ItemStatistics(epoch_offset, counts, parameters.half_life)
         self.take_up(partition)
 
     def take_up(self, partition: int) -> None:
@@ -113,18 +114,22 @@ class ServedItems:
         buckets = bucket_of(torch.from_numpy(events.num_events)).numpy()
         if self._pairs:
             self._pairs.begin_batch()
-        for partition, now in _stretches(events.partition, events.offset):
-            statistics, epoch = self._statistics[partition], int(events.offset[now[0]]) // EPOCH
-            if statistics.move_to(epoch * EPOCH):
-                side.moved.add(partition)
-            side.prior_rows[now] = len(blocks) * NUM_BUCKETS + buckets[now]
-            blocks.append(self.prior(partition))
-            side.candidates.append(self._ranker.candidates(epoch))
-            counted = now[events.positive[now]]
+        for now in _stretches(events.partition, events.offset // PAIR_EPOCH):
+            partition = int(events.partition[now[0]])
+            statistics = self._statistics[partition]
+            candidates = self._ranker.candidates(int(events.offset[now[0]]) // PAIR_EPOCH)
+            for some in _stretches(events.offset[now] // POPULARITY_EPOCH):
+                soon = now[some]
+                if statistics.move_to(int(events.offset[soon[0]])):
+                    side.moved.add(partition)
+                side.prior_rows[soon] = len(blocks) * NUM_BUCKETS + buckets[soon]
+                blocks.append(self.prior(partition))
+                side.candidates.append(candidates)
+                counted = soon[events.positive[soon]]
+                statistics.add(buckets[counted], events.items[counted])
             if self._pairs and statistics.pairs:
                 side.pair_rows[now] = self._pairs.first_row(partition, statistics.pairs)
-                side.pair_events += _pending_pairs(statistics.pairs, events, counted)
-            statistics.add(buckets[counted], events.items[counted])
+                side.pair_events += _pending_pairs(statistics.pairs, events, now[events.positive[now]])
         if blocks:
             side.priors = torch.cat(blocks)
         return side
@@ -166,10 +171,9 @@ def _pending_pairs(pairs: OnlinePairs, events: Applied, counted: Ints) -> list[P
     return [found]
 
 
-def _stretches(partitions: Ints, offsets: NDArray[np.int64]) -> Iterator[tuple[int, Ints]]:
-    """Places of events in (partition, offset) order, one stretch for each partition and epoch."""
-    epochs = offsets // EPOCH
-    cuts = np.flatnonzero((np.diff(partitions) != 0) | (np.diff(epochs) != 0)) + 1
-    for now in np.split(np.arange(len(partitions)), cuts):
+def _stretches(*columns: Ints) -> Iterator[Ints]:
+    """Places [n] of neighbours that are equal in all columns [E], one stretch after the other."""
+    differ = np.any([np.diff(column) != 0 for column in columns], axis=0)
+    for now in np.split(np.arange(len(columns[0])), np.flatnonzero(differ) + 1):
         if len(now):
-            yield int(partitions[now[0]]), now
+            yield now

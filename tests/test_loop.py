@@ -246,7 +246,8 @@ def test_four_partitions_in_one_worker_write_the_rows_of_four_partitions_in_two(
 ) -> None:
     # short epochs, and batches that hold several of them of every partition
     for module in (item_statistics, served_items):
-        monkeypatch.setattr(module, "EPOCH", 128)
+        monkeypatch.setattr(module, "POPULARITY_EPOCH", 32)
+        monkeypatch.setattr(module, "PAIR_EPOCH", 128)
     rows = shared_out(log(2400, num_users=40), 4)
     assert min(map(len, rows)) > 300
     alone = make_loop(url)

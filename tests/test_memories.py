@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
 import torch
 
-from models import memory_tuning
+from models import memory_tuning, popularity
 from models.episodes import History
 from models.item_tables import assemble_items
 from models.memories import Memories
 from models.popularity import priors
 from models.ranker import Ranker, TaskBatch
-from models.replay import EPOCH, Replay, replay_start, tasks_before
+from models.replay import Replay, replay_start, tasks_before
 from pipeline.synthetic import Plan
 from tests.factories import meta_parameters, synthetic_interactions
 from tests.test_gate import ITEMS, PARAMETERS, PRIORS, U, after, make_tasks, only, ranker_with, some_targets
@@ -84,9 +85,11 @@ def test_several_events_of_a_user_move_the_memories_as_if_they_came_one_by_one()
     assert not torch.allclose(together.track[3, 1], together.track[1, 1]), "the case must move"
 
 
-def test_a_replay_mixes_by_the_tracks_that_the_ranker_leaves_behind_event_by_event() -> None:
+def test_a_replay_mixes_by_the_tracks_that_the_ranker_leaves_behind_event_by_event(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     everything, embeddings, ids = synthetic_interactions(Plan(users=12, items=40, choices=300, sharpness=4.0))
-    assert len(everything) < EPOCH, "popularity must stand still"
+    monkeypatch.setattr(popularity, "POPULARITY_EPOCH", len(everything))  # it stands still
     size = embeddings.shape[1]
     mixed = meta_parameters(ids, text_dim=size, memory_decays=SHORT[None], memory_caution=0.0, pairs_online=False)
     ranker = Ranker(mixed, assemble_items(mixed, embeddings, torch.arange(len(ids))))

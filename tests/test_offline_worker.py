@@ -10,7 +10,10 @@ import numpy as np
 import pytest
 import torch
 
+from models import popularity, replay
 from models.encoder import HashedBagOfWords
+from models.episodes import Interactions
+from models.figures import query_ranks
 from models.meta_parameters import MetaParameters
 from models.ranker import Ranker
 from pipeline import item_statistics, served_items
@@ -89,7 +92,8 @@ def test_records_and_decoded_events_give_the_same_figures_however_they_are_cut()
 def test_new_items_move_at_offsets_however_events_are_cut(monkeypatch: pytest.MonkeyPatch) -> None:
     """ITEMS[30:] are new to the version; epochs of 32 offsets let their pairs take effect many times."""
     for module in (item_statistics, served_items):
-        monkeypatch.setattr(module, "EPOCH", 32)
+        monkeypatch.setattr(module, "POPULARITY_EPOCH", 8)
+        monkeypatch.setattr(module, "PAIR_EPOCH", 32)
     dims, factors = PARAMETERS.item_out.shape[1], PARAMETERS.item_factors.shape[1]
     noise = torch.randn(dims + factors + 1, dims, generator=torch.Generator().manual_seed(1))
     moving, events = replace(PARAMETERS, context_map=noise, pace_direction=noise[0]), decoded(log(600))
@@ -99,6 +103,29 @@ def test_new_items_move_at_offsets_however_events_are_cut(monkeypatch: pytest.Mo
     )
     np.testing.assert_allclose(at_once, in_pieces, rtol=0, atol=2e-6)
     assert not np.allclose(at_once[:, -1], still[:, -1], atol=1e-3)
+
+
+def test_a_replay_predicts_what_a_worker_does_while_popularity_and_pairs_move(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module, names in (
+        (item_statistics, ("POPULARITY_EPOCH", "PAIR_EPOCH")),
+        (served_items, ("POPULARITY_EPOCH", "PAIR_EPOCH")),
+        (popularity, ("POPULARITY_EPOCH",)),
+        (replay, ("PAIR_EPOCH",)),
+    ):
+        for name in names:
+            monkeypatch.setattr(module, name, {"POPULARITY_EPOCH": 8, "PAIR_EPOCH": 32}[name])
+    events, serving = new_items_only(), worker()
+    served = judged(list(serving.replay(events)))
+    interactions = Interactions(
+        torch.tensor([int(one.user_id[1:]) for one in events]),
+        torch.tensor([ITEMS.index(one.item_id) for one in events]),
+        torch.tensor([one.ts_ms for one in events]),
+        torch.ones(len(events)),
+        len(ITEMS),
+    )
+    everybody = torch.ones(len(events), dtype=torch.bool)
+    found = replay.replay_start(serving.ranker, interactions, 0, everybody, lambda *_: None)
+    assert np.array_equal(query_ranks(found.start, found.targets[:, None])[:, 0].numpy(), served[:, 5])
 
 
 def test_a_user_of_several_partitions_worlds_lives_in_one() -> None:
@@ -117,7 +144,8 @@ def test_the_noted_ranks_are_those_of_the_record_made_before_learning(
 ) -> None:
     # batches in which every partition enters other epochs
     for module in (item_statistics, served_items):
-        monkeypatch.setattr(module, "EPOCH", 8)
+        monkeypatch.setattr(module, "POPULARITY_EPOCH", 4)
+        monkeypatch.setattr(module, "PAIR_EPOCH", 8)
     noting = worker(make_ranker=Recorder, num_partitions=partitions)
     events = sorted(new_items_only(), key=lambda one: noting.partition_of(one.user_id))
     ranker = noting.ranker

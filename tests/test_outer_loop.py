@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from models import inner_tuning, outer_loop, validation
+from models import inner_tuning, outer_loop, popularity, validation
 from models.checkpoint import from_bytes, to_bytes
 from models.episodes import History, Interactions, earlier, following
 from models.factoring import centred, factor
@@ -224,7 +224,8 @@ def test_where_no_inner_step_pays_losses_are_told_at_the_likeliest_temperature(
     assert tuned == dataclasses.replace(found, tau=tau)
 
 
-def test_states_by_one_scan_are_those_of_the_ranker_event_by_event() -> None:
+def test_states_by_one_scan_are_those_of_the_ranker_event_by_event(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(popularity, "POPULARITY_EPOCH", 10_000)  # it stands still
     interactions = clustered(25)
     parameters = dataclasses.replace(trained(interactions)[0], use_inner_step=True)
     ranker = Ranker(parameters, assemble_items(parameters, texts(), torch.arange(NUM_ITEMS)))
@@ -239,7 +240,6 @@ def test_states_by_one_scan_are_those_of_the_ranker_event_by_event() -> None:
         assert int(counts[event]) == number
         tasks = tasks_before(ranker, interactions, history, events[number : number + 1])
         tasks.state, tasks.state_events = state, counts[event : event + 1]
-        # counts that the replay had at this event: it moves them only at every 1,024th
         state = ranker.step(tasks, priors(parameters.counts), interactions.items[event : event + 1]).state
 
 

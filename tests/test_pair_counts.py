@@ -11,7 +11,7 @@ from models.item_fitting import HORIZONS, similarity_scale
 from models.item_tables import ItemTables, assemble_items
 from models.neighbours import PairLayout, initial_pairs
 from models.pair_counts import PairTable, Stakes, empty, learn
-from pipeline.item_statistics import EPOCH, NUM_BUCKETS, ItemStatistics, OnlinePairs, PairEvents
+from pipeline.item_statistics import NUM_BUCKETS, PAIR_EPOCH, POPULARITY_EPOCH, ItemStatistics, OnlinePairs, PairEvents
 from pipeline.pair_rows import log_row, saved_pairs, snapshot_row
 from pipeline.served_pairs import ServedPairs
 from tests.factories import meta_parameters
@@ -156,19 +156,19 @@ def pair_events(num: int, first_offset: int) -> PairEvents:
 def test_snapshot_and_log_give_the_pairs_back() -> None:
     pairs = OnlinePairs(7, empty(N, 5), STAKES)
     pairs.pending = [pair_events(20, 3), pair_events(30, 500)]
-    pairs.settle(EPOCH)
+    pairs.settle(PAIR_EPOCH)
     snapshot = (0, 7, *snapshot_row(pairs))
-    logged = [pair_events(10, EPOCH + 1), pair_events(15, EPOCH + 700), pair_events(9, 2 * EPOCH)]
+    logged = [pair_events(10, PAIR_EPOCH + 1), pair_events(15, PAIR_EPOCH + 700), pair_events(9, 2 * PAIR_EPOCH)]
     pairs.pending = list(logged)
-    pairs.settle(2 * EPOCH)
+    pairs.settle(2 * PAIR_EPOCH)
     saved = saved_pairs(snapshot, [log_row(one) for one in logged])
     assert saved.table is not None
     again = OnlinePairs(saved.version, saved.table, STAKES, saved.log)
-    again.settle(2 * EPOCH)
+    again.settle(2 * PAIR_EPOCH)
     for name in ("others", "counts", "scale", "entered", "users", "arrived", "latest"):
         expected = getattr(pairs.table, name)
         assert torch.equal(getattr(again.table.grown(N), name), expected), name
-    assert [one.first_offset for one in again.pending] == [2 * EPOCH]
+    assert [one.first_offset for one in again.pending] == [2 * PAIR_EPOCH]
     assert np.array_equal(again.pending[0].before, logged[2].before)
 
 
@@ -182,29 +182,45 @@ def test_pairs_as_their_version_brought_them_are_not_written_again_and_go_on_as_
     snapshot = (0, 7, *snapshot_row(held.pairs))
     assert not any(snapshot[2:])
     held.pairs.pending = list(logged)
-    held.move_to(EPOCH)
-    found.epoch_offset, found.saved_pairs = EPOCH, saved_pairs(snapshot, [log_row(one) for one in logged])
+    held.move_to(PAIR_EPOCH)
+    found.epoch_offset, found.saved_pairs = PAIR_EPOCH, saved_pairs(snapshot, [log_row(one) for one in logged])
     found.take_pairs(7, STAKES, brought)
     assert found.pairs is not None
     for name in ("others", "counts", "scale", "entered", "users", "arrived", "latest"):
         assert torch.equal(getattr(found.pairs.table, name), getattr(held.pairs.table, name)), name
     assert snapshot_row(found.pairs) == snapshot_row(held.pairs)
     assert snapshot_row(held.pairs)[0], "what has been counted is written"
-    again = ItemStatistics(EPOCH, torch.zeros(NUM_BUCKETS, N), 100.0)
+    again = ItemStatistics(PAIR_EPOCH, torch.zeros(NUM_BUCKETS, N), 100.0)
     again.saved_pairs = saved_pairs((0, 7, *snapshot_row(held.pairs)), [])
     again.take_pairs(7, STAKES, brought)
     assert again.pairs is not None
     assert snapshot_row(again.pairs) == snapshot_row(held.pairs), "also by who has read it and counted nothing since"
 
 
+def test_popularity_takes_effect_sooner_than_pairs() -> None:
+    held = ItemStatistics(0, torch.zeros(NUM_BUCKETS, N), 100.0)
+    held.take_pairs(7, STAKES, partial(empty, N, 5))
+    assert held.pairs is not None
+    held.pairs.pending = [pair_events(20, 3)]
+    held.add(np.array([0]), np.array([4]))
+    assert not held.move_to(POPULARITY_EPOCH - 1)
+    assert held.move_to(POPULARITY_EPOCH)
+    assert held.counts[0, 4] == 1
+    held.move_to(PAIR_EPOCH - 1)
+    assert held.pairs.pending
+    held.move_to(PAIR_EPOCH)
+    assert not held.pairs.pending
+    assert held.pairs.epochs == 1
+
+
 def test_events_take_effect_epoch_by_epoch_however_late_they_are_settled() -> None:
     late, early = OnlinePairs(7, empty(N, 5), STAKES), OnlinePairs(7, empty(N, 5), STAKES)
     for number in range(5):
-        late.pending.append(pair_events(40, number * EPOCH // 2))
-        early.pending.append(pair_events(40, number * EPOCH // 2))
-        early.settle(number * EPOCH // 2 // EPOCH * EPOCH)
-    late.settle(2 * EPOCH)
-    early.settle(2 * EPOCH)
+        late.pending.append(pair_events(40, number * PAIR_EPOCH // 2))
+        early.pending.append(pair_events(40, number * PAIR_EPOCH // 2))
+        early.settle(number * PAIR_EPOCH // 2 // PAIR_EPOCH * PAIR_EPOCH)
+    late.settle(2 * PAIR_EPOCH)
+    early.settle(2 * PAIR_EPOCH)
     assert torch.equal(late.table.counts, early.table.counts)
     assert torch.equal(late.changed, early.changed)
 
@@ -223,7 +239,7 @@ def test_pairs_that_began_anew_are_laid_out_anew_and_earlier_epochs_stay_readabl
     first = served.first_row(0, pairs)
     before = block(first)
     pairs.pending = [pair_events(200, 3)]
-    pairs.settle(EPOCH)
+    pairs.settle(PAIR_EPOCH)
     later = served.first_row(0, pairs)
     assert torch.equal(block(first), before), "events of the earlier epoch read it still"
     assert not torch.equal(block(later), before)

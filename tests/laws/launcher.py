@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
-EPOCH = 128
+EPOCHS = {"POPULARITY_EPOCH": 32, "PAIR_EPOCH": 128}
 
 
 def main() -> None:
@@ -28,15 +28,17 @@ def main() -> None:
 
 @contextmanager
 def short_epochs() -> Iterator[None]:
-    """Let item counts and pairs take effect many times in a short lottery: the real 1,024 offsets would see it once."""
+    """Let item counts and pairs take effect many times in a short lottery: the real ones would see it once."""
     from pipeline import item_statistics, served_items
 
-    usual = item_statistics.EPOCH
-    vars(item_statistics)["EPOCH"] = vars(served_items)["EPOCH"] = EPOCH
+    usual = {name: getattr(item_statistics, name) for name in EPOCHS}
+    for module in (item_statistics, served_items):
+        vars(module).update(EPOCHS)
     try:
         yield
     finally:
-        vars(item_statistics)["EPOCH"] = vars(served_items)["EPOCH"] = usual
+        for module in (item_statistics, served_items):
+            vars(module).update(usual)
 
 
 def _start(request: dict[str, Any]) -> int:
