@@ -73,9 +73,9 @@ def interval(values: Tensor, *, seed: int = 0, draws: int = 1000) -> Interval:
     return Interval(float(values.mean()), low, high)
 
 
-def surely_gain(gains: Tensor) -> bool:
-    """Whether the mean of users' gains [U] is above its standard error; one user has no spread to tell chance by."""
-    return len(gains) > 1 and float(gains.mean()) > float(gains.std()) / len(gains) ** 0.5
+def surely_gain(gains: Tensor, errors: float = 1.0) -> bool:
+    """Whether the mean of users' gains [U] is above so many standard errors; one user has no spread to tell by."""
+    return len(gains) > 1 and float(gains.mean()) > errors * float(gains.std()) / len(gains) ** 0.5
 
 
 def surest(figures: Tensor) -> int:

@@ -34,6 +34,7 @@ _MOVES = ((0.6, 0.0), (1.5, 0.0), (1.0, 0.06))  # (factor, addend), tried on eve
 _ROUNDS = 3
 _LEAST_GAIN = 3e-4
 _LEAST_EVENTS = 100
+_ERRORS_OF_BUCKET = 3.0
 _CHUNK = 64
 
 
@@ -105,14 +106,16 @@ def where_parts_pay(sample: Sample, weights: Tensor, gains: Tensor) -> Tensor:
 
     The search begins at what was best elsewhere and ends no more than half-way from there. Where items say nothing of
     one another that would leave half of what they say elsewhere. gains [E]: what users gained over popularity under
-    weights that they did not choose. All users together decide, and of a bucket its own where they surely differ.
+    weights that they did not choose. All users together decide, and of a bucket its own where they differ by more than
+    three standard errors: there are seven of them, and users of one season err together.
     """
     supported = sample.buckets > 0
     common = surely_gain(user_means(gains[supported], sample.users[supported]))
     pay = torch.full((len(weights),), common)
     for bucket in torch.unique(sample.buckets).tolist():
         mine = sample.buckets == bucket
-        differs = surely_gain(user_means(-gains[mine] if common else gains[mine], sample.users[mine]))
+        opposed = user_means(-gains[mine] if common else gains[mine], sample.users[mine])
+        differs = surely_gain(opposed, _ERRORS_OF_BUCKET)
         pay[bucket] = common != differs
     pay[0] = True  # without a support there is popularity only, whatever the weights
     return torch.where(pay[:, None], weights, _alone(weights))

@@ -63,6 +63,11 @@ def test_where_users_surely_gain_parts_are_off_in_buckets_that_surely_lose() -> 
     assert kept(*gained) == [True, True, True, False, True, True, True, True]
 
 
+def test_a_bucket_that_differs_by_little_is_judged_with_the_others() -> None:
+    """Two standard errors are chance among seven buckets, four are not (twenty users err by .14 of their spread)."""
+    assert kept((1, 0.1, 0.01), (2, -0.01, 0.037), (3, -0.01, 0.018)) == [True, True, True, False, *4 * [True]]
+
+
 def test_where_they_do_not_surely_gain_parts_are_on_in_buckets_that_surely_do() -> None:
     assert kept((1, -0.1, 0.01), (2, 0.001, 0.9), (3, 0.02, 0.01)) == [True, *2 * [False], True, *4 * [False]]
 
