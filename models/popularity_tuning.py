@@ -15,7 +15,6 @@ from torch import Tensor
 from models import popularity
 from models.episodes import History, Interactions, drawn_from, earlier, following
 from models.figures import Interval, interval, query_ranks, stream_ndcg, user_means
-from models.popularity import POPULARITY_EPOCH
 from models.ranker import exclusions
 from models.replay import QUERY
 
@@ -71,7 +70,7 @@ def _figures(
     nothing = torch.zeros(popularity.NUM_BUCKETS, num_items)
     counts = popularity.advance(nothing, buckets[:first], interactions.items[:first], half_life=half_life)
     figures = [torch.zeros(0)]
-    for now in torch.split(torch.arange(first, len(interactions)), POPULARITY_EPOCH):
+    for now in torch.split(torch.arange(first, len(interactions)), popularity.POPULARITY_EPOCH):
         priors = popularity.priors(counts)
         for events in torch.split(now[judged[now]], _BLOCK):
             scores = priors[buckets[events]]

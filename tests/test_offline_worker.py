@@ -106,14 +106,10 @@ def test_new_items_move_at_offsets_however_events_are_cut(monkeypatch: pytest.Mo
 
 
 def test_a_replay_predicts_what_a_worker_does_while_popularity_and_pairs_move(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module, names in (
-        (item_statistics, ("POPULARITY_EPOCH", "PAIR_EPOCH")),
-        (served_items, ("POPULARITY_EPOCH", "PAIR_EPOCH")),
-        (popularity, ("POPULARITY_EPOCH",)),
-        (replay, ("PAIR_EPOCH",)),
-    ):
-        for name in names:
-            monkeypatch.setattr(module, name, {"POPULARITY_EPOCH": 8, "PAIR_EPOCH": 32}[name])
+    for module in (item_statistics, served_items, popularity):
+        monkeypatch.setattr(module, "POPULARITY_EPOCH", 8)
+    for module in (item_statistics, served_items, replay):
+        monkeypatch.setattr(module, "PAIR_EPOCH", 32)
     events, serving = new_items_only(), worker()
     served = judged(list(serving.replay(events)))
     interactions = Interactions(

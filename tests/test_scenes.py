@@ -77,6 +77,12 @@ def learnt() -> Iterator[MetaParameters]:
     torch.set_num_threads(before)
 
 
+def test_a_young_scene_of_known_words_is_surely_better_than_popularity(learnt: MetaParameters) -> None:
+    """Many come before popularity has much to go by; later on it is as good there (LOG.md, "New scenes")."""
+    replay, figures = met(learnt, Domain(*synthetic_interactions(replace(PLAN, seed=7, users=400, choices=2000))))
+    assert interval(user_means(figures.start - figures.popular, replay.users)).low > 0
+
+
 @pytest.mark.parametrize("words", ["the same", "never read"])
 def test_a_new_scene_is_no_worse_than_popularity_that_moves_at_once(words: str, learnt: MetaParameters) -> None:
     assert float(learnt.scene_shares.max()) > 0
