@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ from typing import Any
 
 from pipeline.adaptation import Types
 from pipeline.datasets import LATER_SECONDS, MovieLens100K, load_ml100k
-from pipeline.foreign_columns import guess_columns
+from pipeline.foreign_columns import GuessedColumns, guess_columns
 from pipeline.interaction_log import InteractionLog, collect
 from pipeline.lines import Line, open_source
 from pipeline.produce import interaction_record
@@ -94,8 +95,10 @@ def _read(path: str, source: Source) -> Iterator[Interaction | Rejected]:
             if guessed is not None and guessed.as_text():
                 source.mapping = guessed
                 source.notes.append(f"No --mapping was given: {guessed.as_text()}.")
+        later_ms = source.mapping.later_ms if isinstance(source.mapping, GuessedColumns) else 0
+        now_ms = int(time.time() * 1000) + later_ms
         for line in chain(first, rest):
-            record = interaction_record(line, mapping=source.mapping)
+            record = interaction_record(line, mapping=source.mapping, now_ms=now_ms)
             if isinstance(record, Rejected):
                 yield record
             else:

@@ -5,6 +5,7 @@ A mapping file (`--mapping`) is always the better answer; this one says what it 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -12,15 +13,15 @@ from typing import Any
 
 from schemas.mapping import Mapping
 
-ALIASES: dict[str, tuple[str, ...]] = {
-    "user_id": ("user_id", "userid", "user", "uid", "visitorid", "visitor_id", "customer_id", "account_id"),
-    "item_id": ("item_id", "itemid", "item", "movieid", "movie_id", "product_id", "productid", "article_id", "sku"),
-    "ts": ("ts", "timestamp", "time", "event_time", "datetime", "date", "t_dat", "created_at"),
-    "type": ("type", "event", "event_type", "action"),
-    "value": ("value", "rating", "score"),
-    "event_id": ("event_id", "uuid"),
+ALIASES = {  # in lower case and without what is neither letter nor digit: "Customer ID" is customerid
+    "user_id": "userid user uid visitorid customerid accountid memberid reviewerid sessionid customer".split(),
+    "item_id": "itemid item movieid productid articleid sku stockcode asin songid trackid newsid postid product".split(),
+    "ts": "ts timestamp time eventtime datetime date tdat createdat invoicedate orderdate unixreviewtime".split(),
+    "type": "type event eventtype action".split(),
+    "value": "value rating score overall".split(),
+    "event_id": "eventid uuid".split(),
 }
-FIRST_YEAR_MS = 946_684_800_000  # 2000: events before it are refused as a confusion of units
+LONG_AGO_MS = 1_577_836_800_000  # 2020: a file that begins before it may hold events from before 2000 further down
 SECONDS_BELOW = 10**11  # an epoch time below it is in seconds: as milliseconds it would lie in 1973
 LATER_MS = 788_940_000_000  # 25 years of 365.25 days: order and distances stay
 
@@ -33,8 +34,11 @@ class GuessedColumns(Mapping):
     later_ms: int = 0
 
     def translate(self, found: dict[str, Any]) -> dict[str, Any]:
-        """As `Mapping.translate`; a time without an offset is taken as UTC."""
+        """As `Mapping.translate`; a time without an offset is taken as UTC, 17.0 as 17 in an id."""
         message = super().translate({"type": self.every_type, **found} if self.every_type else found)
+        for name in ("user_id", "item_id"):  # a column of numbers with gaps comes out of pandas as floats
+            if isinstance(message[name], float) and message[name].is_integer():
+                message[name] = int(message[name])
         if isinstance(message["ts"], str):
             number = _number(message["ts"])
             message["ts"] = int(number * self.milliseconds_per_unit) if number >= 0 else _milliseconds(message["ts"])
@@ -48,13 +52,13 @@ class GuessedColumns(Mapping):
         if self.every_type:
             taken.append(f"every event is a {self.every_type}")
         if self.later_ms:
-            taken.append("times are moved 25 years later (the stream refuses events from before 2000)")
+            taken.append("times are moved 25 years later (a stream refuses events from before 2000)")
         return ", ".join(taken)
 
 
 def guess_columns(row: dict[str, Any]) -> GuessedColumns | None:
     """Find the columns by a first row; None where user, item or time is not to be found."""
-    names = {name.lower(): name for name in row}
+    names = {re.sub("[^a-z0-9]", "", name.lower()): name for name in row}
     found = {field: names[alias] for field, aliases in ALIASES.items() if (alias := _first(aliases, names))}
     if not {"user_id", "item_id", "ts"} <= found.keys():
         return None
@@ -63,8 +67,8 @@ def guess_columns(row: dict[str, Any]) -> GuessedColumns | None:
     paths = {"event_id": "line_id", "type": "type", **found}
     fields: dict[str, tuple[str, ...]] = {name: (path,) for name, path in paths.items()}
     guessed = GuessedColumns(fields, milliseconds_per_unit=unit, every_type=every_type)
-    early = guessed.translate({"line_id": "0", **row})["ts"] if _is_time(row[found["ts"]]) else FIRST_YEAR_MS
-    late = LATER_MS if type(early) is int and early < FIRST_YEAR_MS else 0
+    first = guessed.translate({"line_id": "0", **row})["ts"] if _is_time(row[found["ts"]]) else LONG_AGO_MS
+    late = LATER_MS if type(first) is int and first < LONG_AGO_MS else 0
     return GuessedColumns(fields, milliseconds_per_unit=unit, every_type=every_type, later_ms=late)
 
 

@@ -107,6 +107,8 @@ def test_more_users_than_asked_for_are_halved_by_hash_and_keep_all_their_events(
         ({"user": "a", "sku": "x", "time": "2021-05-04 10:00:00"}, "every event is a click"),
         ({"userId": 1, "movieId": 2, "rating": 4.0, "timestamp": 964982703}, "every event is a rating"),
         ({"user_id": 1, "item_id": 2, "rating": 4, "timestamp": 881250949}, "25 years later"),
+        ({"Customer ID": 13085.0, "StockCode": "85048", "InvoiceDate": "2010-12-01"}, "user_id from 'Customer ID'"),
+        ({"reviewerID": "A1", "asin": "B0", "overall": 5.0, "unixReviewTime": 1370044800}, "every event is a rating"),
     ],
 )
 def test_columns_are_found_by_their_usual_names(row: dict[str, object], said: str) -> None:
@@ -115,6 +117,15 @@ def test_columns_are_found_by_their_usual_names(row: dict[str, object], said: st
     assert said in guessed.as_text()
     message = guessed.translate({"line_id": "l", **row})
     assert message["ts"] > 946_684_800_000
+    assert isinstance(message["user_id"], str | int)
+
+
+def test_a_file_that_begins_long_ago_keeps_what_is_older_still(tmp_path: Path) -> None:
+    path = tmp_path / "ratings.csv"
+    path.write_text("userId,movieId,rating,timestamp\n1,31,2.5,1260759144\n2,31,4.0,855000000\n")
+    log, notes = log_of(path)
+    assert len(log.users) == 2
+    assert "25 years later" in notes[0]
 
 
 def test_what_cannot_be_read_names_the_option_to_change(tmp_path: Path) -> None:
