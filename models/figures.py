@@ -73,9 +73,15 @@ def interval(values: Tensor, *, seed: int = 0, draws: int = 1000) -> Interval:
     return Interval(float(values.mean()), low, high)
 
 
+def standard_error(gains: Tensor) -> Tensor:
+    """Of the mean over users of gains [..., U]; infinite for one user, who has no spread to tell chance by."""
+    num = gains.shape[-1]
+    return gains.std(-1) / num**0.5 if num > 1 else gains.new_full(gains.shape[:-1], torch.inf)
+
+
 def surely_gain(gains: Tensor, errors: float = 1.0) -> bool:
-    """Whether the mean of users' gains [U] is above so many standard errors; one user has no spread to tell by."""
-    return len(gains) > 1 and float(gains.mean()) > errors * float(gains.std()) / len(gains) ** 0.5
+    """Whether the mean of users' gains [U] is above so many standard errors."""
+    return len(gains) > 0 and float(gains.mean()) > errors * float(standard_error(gains))
 
 
 def surest(figures: Tensor) -> int:
@@ -84,9 +90,7 @@ def surest(figures: Tensor) -> int:
     Judged by the mean gain over users less its standard error.
     """
     gains = figures - figures[0]
-    if gains.shape[1] < 2:
-        return 0  # one user has no spread to tell chance by
-    least = gains.mean(1) - gains.std(1) / gains.shape[1] ** 0.5
+    least = gains.mean(1) - standard_error(gains)
     best = int(least.argmax())
     return best if float(least[best]) > 0 else 0
 
@@ -113,4 +117,4 @@ def judged_by_halves(gains: Tensor, seed: int) -> tuple[Tensor, int]:
 
 def _steadiest(gains: Tensor) -> int:
     """The setting whose mean gain, less its standard error, is largest: steady small steps before lucky large ones."""
-    return int((gains.mean(1) - gains.std(1) / gains.shape[1] ** 0.5).argmax())
+    return int((gains.mean(1) - standard_error(gains)).argmax())

@@ -12,7 +12,7 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from models.figures import Interval, interval, judged_by_halves, query_ranks, set_ndcg, user_means
+from models.figures import Interval, interval, judged_by_halves, query_ranks, set_ndcg, surely_gain, user_means
 from models.inner_loop import InnerStep
 from models.replay import Replay, honest_residuals, prediction_moments, start_losses, states_before
 
@@ -123,6 +123,4 @@ def inner_step(metric: Tensor, precision: float, tau: float, discount: float) ->
 def _choose(gains: Tensor, settings: list[tuple[float, float, float]], seed: int) -> Tuned:
     """Choose by the mean over users of gains [G, U]; judge by two-fold cross-validation over users."""
     judged, chosen = judged_by_halves(gains, seed)
-    error = float(judged.std()) / max(len(judged), 1) ** 0.5
-    gain = interval(judged, seed=seed)
-    return Tuned(*settings[chosen], gain=gain, pays=gain.mean > error)
+    return Tuned(*settings[chosen], gain=interval(judged, seed=seed), pays=surely_gain(judged))

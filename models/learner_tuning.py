@@ -16,7 +16,7 @@ from models.adapters import adapter_named
 from models.episode_sources import ReplayedEpisodes, candidate_episodes, honest_episodes
 from models.episodes import Interactions
 from models.episodic_training import EpisodeSource, Fitted, Serving, deviations, figures, fit
-from models.figures import interval, user_means
+from models.figures import interval, surely_gain, user_means
 from models.inner_tuning import Tuned
 from models.learners import HONEST, LEARNERS, RESIDUALS, InnerSteps
 from models.ranker import Ranker
@@ -96,10 +96,9 @@ def fit_learner(
         deviation[others] = deviations(steps, source, others, serving)
         judged.append(_gains(steps, source, others, serving))
     gain = torch.cat(judged)
-    error = float(gain.std()) / max(len(gain), 1) ** 0.5
     final = fitted(2, everything)
     progress(1, 1)
-    tuned = Tuned(_TAU, _DISCOUNT, _PRECISION, interval(gain, seed=seed), pays=float(gain.mean()) > error)
+    tuned = Tuned(_TAU, _DISCOUNT, _PRECISION, interval(gain, seed=seed), pays=surely_gain(gain))
     return Learnt(method, final.steps, basis, deviation, tuned, final.epochs)
 
 

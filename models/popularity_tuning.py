@@ -14,7 +14,7 @@ from torch import Tensor
 
 from models import popularity
 from models.episodes import History, Interactions, drawn_from, earlier, following
-from models.figures import Interval, interval, query_ranks, stream_ndcg, user_means
+from models.figures import Interval, interval, query_ranks, standard_error, stream_ndcg, user_means
 from models.ranker import exclusions
 from models.replay import QUERY
 
@@ -55,9 +55,7 @@ def tune(
         figures.append(user_means(found, users))
     progress(len(half_lives), len(half_lives))
     gains = torch.stack(figures) - figures[0]
-    if gains.shape[1] < 2:
-        return Tuned(before, interval(gains[0], seed=seed))  # one user has no spread to tell chance by
-    best = int((gains.mean(1) - _ERRORS * gains.std(1) / gains.shape[1] ** 0.5).argmax())
+    best = int((gains.mean(1) - _ERRORS * standard_error(gains)).argmax())
     return Tuned(half_lives[best], interval(gains[best], seed=seed))
 
 

@@ -42,6 +42,7 @@ FIT_SHARE = 0.75  # of the users by first event; the others' first events begin 
 # validation users of MovieLens-100K cannot tell from nothing (four bytes each).
 MAX_LOGITS = 36_000_000
 SHARED_LOGITS = 12_000_000  # the same for all memories' replays together, and for repeats
+LEAST_USERS = 20  # that decide anything; with fewer whole ones in memory, more of them are kept in part
 MEMORIES = (0.0, 0.3, 0.6, 1.6)  # powers of the recipe's decays; 0 never forgets
 
 Progress = Callable[[str, int, int], None]
@@ -155,12 +156,30 @@ def split(interactions: Interactions, share: float = FIT_SHARE) -> tuple[int, Te
 
 
 def limited(interactions: Interactions, mask: Tensor, seed: int, most_logits: int = MAX_LOGITS) -> Tensor:
-    """Keep whole users, at random, as long as their predictions fit into memory."""
+    """Keep whole users, at random, as long as their predictions fit into memory.
+
+    Where these would be fewer than LEAST_USERS (a large catalogue, long histories), the first events of so many are
+    kept: what holds for three people holds for nobody else.
+    """
     most = most_logits // interactions.num_items
-    users, counts = torch.unique(interactions.users[mask], return_counts=True)
+    users, number, counts = torch.unique(interactions.users[mask], return_inverse=True, return_counts=True)
     order = torch.randperm(len(users), generator=torch.Generator().manual_seed(seed))
-    kept = users[order][torch.cumsum(counts[order], 0) <= most]
-    return mask & torch.isin(interactions.users, kept if len(kept) else users[order[:1]])
+    num, length = int((torch.cumsum(counts[order], 0) <= most).sum()), len(number)
+    if num < LEAST_USERS:
+        num = min(LEAST_USERS, len(users))
+        length = _shared(counts[order[:num]], most)
+    kept = mask.clone()
+    kept[mask] = torch.isin(number, order[:num]) & (History.of(number).position < length)
+    return kept
+
+
+def _shared(counts: Tensor, most: int) -> int:
+    """How many events each may have, at least one, if those with fewer leave the rest to the others."""
+    lengths = counts.sort().values
+    room = most - torch.cat([lengths.new_zeros(1), lengths.cumsum(0)[:-1]])  # once all shorter ones are whole
+    shares = room // torch.arange(len(lengths), 0, -1)
+    short = shares < lengths
+    return max(1, int(shares[short.nonzero()[0, 0]] if bool(short.any()) else lengths[-1]))
 
 
 def _popularity(later: Later, neutral: Choices) -> popularity_tuning.Tuned:

@@ -14,12 +14,12 @@ from typing import Any
 from schemas.mapping import Mapping
 
 ALIASES = {  # in lower case and without what is neither letter nor digit: "Customer ID" is customerid
-    "user_id": "userid user uid visitorid customerid accountid memberid reviewerid sessionid customer".split(),
-    "item_id": "itemid item movieid productid articleid sku stockcode asin songid trackid newsid postid product".split(),
-    "ts": "ts timestamp time eventtime datetime date tdat createdat invoicedate orderdate unixreviewtime".split(),
-    "type": "type event eventtype action".split(),
-    "value": "value rating score overall".split(),
-    "event_id": "eventid uuid".split(),
+    "user_id": ("userid", "user", "uid", "visitorid", "customerid", "memberid", "accountid", "reviewerid"),
+    "item_id": ("itemid", "item", "movieid", "productid", "articleid", "newsid", "sku", "stockcode", "asin"),
+    "ts": ("ts", "timestamp", "time", "eventtime", "datetime", "date", "tdat", "createdat", "invoicedate"),
+    "type": ("type", "event", "eventtype", "action"),
+    "value": ("value", "rating", "score", "overall"),
+    "event_id": ("eventid", "uuid"),
 }
 LONG_AGO_MS = 1_577_836_800_000  # 2020: a file that begins before it may hold events from before 2000 further down
 SECONDS_BELOW = 10**11  # an epoch time below it is in seconds: as milliseconds it would lie in 1973

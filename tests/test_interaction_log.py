@@ -108,7 +108,7 @@ def test_more_users_than_asked_for_are_halved_by_hash_and_keep_all_their_events(
         ({"userId": 1, "movieId": 2, "rating": 4.0, "timestamp": 964982703}, "every event is a rating"),
         ({"user_id": 1, "item_id": 2, "rating": 4, "timestamp": 881250949}, "25 years later"),
         ({"Customer ID": 13085.0, "StockCode": "85048", "InvoiceDate": "2010-12-01"}, "user_id from 'Customer ID'"),
-        ({"reviewerID": "A1", "asin": "B0", "overall": 5.0, "unixReviewTime": 1370044800}, "every event is a rating"),
+        ({"reviewerID": "A1", "asin": "B0", "overall": 5.0, "time": 1370044800}, "every event is a rating"),
     ],
 )
 def test_columns_are_found_by_their_usual_names(row: dict[str, object], said: str) -> None:
