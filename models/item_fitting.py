@@ -39,10 +39,12 @@ class Matrix:
         return cls(cells // interactions.num_items, cells % interactions.num_items, num_users, interactions.num_items)
 
     def gram(self) -> Tensor:
-        """How many users had both: [N, N] float32."""
-        dense = torch.zeros(self.num_users, self.num_items)
-        dense[self.users, self.items] = 1.0
-        return dense.T @ dense
+        """How many users had both: [N, N] float32, the sum of what an item's takers had."""
+        had = torch.zeros(self.num_users, self.num_items)
+        had[self.users, self.items] = 1.0
+        items, order = torch.sort(self.items)
+        first = torch.searchsorted(items, torch.arange(self.num_items))
+        return functional.embedding_bag(self.users[order], had, first, mode="sum")
 
 
 def directed(interactions: Interactions, history: History, horizon: int) -> Tensor:

@@ -32,6 +32,12 @@ def known(*histories: list[int]) -> Known:
     return Known(torch.tensor(padded).view(len(histories), width), torch.tensor([len(row) for row in histories]))
 
 
+def test_what_items_say_of_one_another_is_summed_over_what_was_had() -> None:
+    table = torch.randn(NUM_ITEMS, NUM_ITEMS, generator=torch.Generator().manual_seed(0))
+    asked = known([], [3], [1, 2, 1], [0, 4, 2, 3])
+    torch.testing.assert_close(asked.summed(table, 0.9), asked.weighted(NUM_ITEMS, 0.9) @ table)
+
+
 def test_histories_are_weighted_by_age_the_newest_counting_one() -> None:
     found = known([3, 1, 3], [2]).weighted(NUM_ITEMS, 0.5)
     assert found[0].tolist() == [0, 0.5, 0, 1.25, 0, 0, 0, 0]

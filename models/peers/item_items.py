@@ -5,6 +5,8 @@ Letters: U users, N items.
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
@@ -47,12 +49,18 @@ class ItemKNN:
             events = gram.diagonal()
             self._similar = gram / (torch.sqrt(events[:, None] * events[None]) + self._shrink)
             self._similar.fill_diagonal_(0.0)
-        return known.weighted(len(gram), self._decay) @ self._similar
+        return known.summed(self._similar, self._decay)
 
     def learn(self, known: Known, items: Tensor) -> None:
         """Count on."""
         self._pairs.learn(known, items)
         self._similar = None
+
+
+@lru_cache(maxsize=1)
+def _regression(fitted: Interactions, ridge: float) -> Tensor:
+    """EASE's weights [N, N], kept for the next setting that is tried: it differs by decay alone."""
+    return ease(Matrix.of(fitted).gram(), ridge)
 
 
 class Ease:
@@ -61,11 +69,11 @@ class Ease:
     def __init__(self, fitted: Interactions, *, ridge: float, decay: float) -> None:
         self._pairs = _Pairs(fitted)
         self._ridge, self._decay, self._since = ridge, decay, 0
-        self._weights = ease(self._pairs.gram, ridge)
+        self._weights = _regression(fitted, ridge)
 
     def scores(self, known: Known) -> Tensor:
         """Regression of every item on what the user had."""
-        return known.weighted(len(self._weights), self._decay) @ self._weights
+        return known.summed(self._weights, self._decay)
 
     def learn(self, known: Known, items: Tensor) -> None:
         """Count on, and fit again every REFIT_EVENTS events where the catalogue is small enough."""

@@ -10,6 +10,7 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,14 @@ class Known:
         gains = torch.where(self.history >= 0, decay**ages, 0.0)
         empty = torch.zeros(len(self.history), num_items)
         return empty.scatter_add_(1, self.history.clamp(min=0), gains)
+
+    def summed(self, table: Tensor, decay: float) -> Tensor:
+        """`weighted @ table` [U, N] for a table [N, N] of what items say of one another, without its zeros."""
+        user, slot = (self.history >= 0).nonzero(as_tuple=True)
+        first = torch.searchsorted(user, torch.arange(len(self.history)))
+        gains = decay ** (self.history.shape[1] - 1 - slot).to(table.dtype)
+        rows = self.history[user, slot]
+        return functional.embedding_bag(rows, table, first, mode="sum", per_sample_weights=gains)
 
     def select(self, rows: Tensor) -> Known:
         """Keep some users."""
