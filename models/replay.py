@@ -13,12 +13,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from models import popularity
+from models import pair_counts, popularity
 from models.episodes import History, Interactions, earlier, following
 from models.item_tables import initial_counts
 from models.logit_reading import LOSS_LIMIT
 from models.neighbours import Blocks, Neighbours, PairLayout, initial_pairs, stakes_of
-from models.pair_counts import PAIR_EPOCH, WINDOW, PairTable, learn
+from models.pair_counts import WINDOW, PairTable, learn
 from models.ranker import Ranker, TaskBatch, exclusions
 
 QUERY = 10
@@ -77,7 +77,7 @@ class ItemSide:
         self.priors = popularity.priors(self._counts)
         if self._pairs is not None:
             self._waiting = torch.cat([self._waiting, events])
-            if len(self._waiting) >= PAIR_EPOCH:
+            if len(self._waiting) >= pair_counts.PAIR_EPOCH:
                 self._count(self._pairs, self._waiting)
                 self._waiting = self._waiting[:0]
 

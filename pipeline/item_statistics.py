@@ -17,11 +17,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.pair_counts import PAIR_EPOCH, PairTable, Stakes, learn
-from models.popularity import NUM_BUCKETS, POPULARITY_EPOCH, advance
+from models import pair_counts, popularity
+from models.pair_counts import PairTable, Stakes, learn
+from models.popularity import NUM_BUCKETS, advance
 from pipeline.support import Ints
 
-__all__ = ["NUM_BUCKETS", "PAIR_EPOCH", "POPULARITY_EPOCH", "ItemStatistics", "OnlinePairs", "PairEvents"]
+__all__ = ["NUM_BUCKETS", "ItemStatistics", "OnlinePairs", "PairEvents"]
 
 SNAPSHOT_EPOCHS = 64  # of pairs, between two snapshots of the pairs, whose log is kept meanwhile
 
@@ -38,7 +39,7 @@ class PairEvents:
     @property
     def epoch(self) -> int:
         """The offset at which the epoch begins."""
-        return self.first_offset // PAIR_EPOCH * PAIR_EPOCH
+        return self.first_offset - self.first_offset % pair_counts.PAIR_EPOCH
 
 
 @dataclass(slots=True)
@@ -120,7 +121,7 @@ class ItemStatistics:
     @property
     def pair_epoch_offset(self) -> int:
         """The multiple of PAIR_EPOCH as of which pairs hold."""
-        return self.epoch_offset // PAIR_EPOCH * PAIR_EPOCH
+        return self.epoch_offset - self.epoch_offset % pair_counts.PAIR_EPOCH
 
     def add(self, buckets: Ints, item_nos: Ints) -> None:
         """Count positives of the current epoch, oldest first; they take effect with the next."""
@@ -130,7 +131,7 @@ class ItemStatistics:
 
     def move_to(self, offset: int) -> bool:
         """Let what is pending take effect if `offset` lies in a later epoch. True when the counts changed."""
-        epoch, pair_epoch = offset // POPULARITY_EPOCH * POPULARITY_EPOCH, self.pair_epoch_offset
+        epoch, pair_epoch = offset - offset % popularity.POPULARITY_EPOCH, self.pair_epoch_offset
         if epoch <= self.epoch_offset:
             return False
         self.epoch_offset = epoch

@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from models import popularity
 from models.candidates import Candidates
 from models.figures import query_ranks
 from models.item_tables import ItemTables
@@ -30,7 +31,6 @@ from pipeline.adaptation import Adaptation, Types
 from pipeline.batching import MicroBatch, micro_batch
 from pipeline.catalogue import Catalogue, ListedItem, build_catalogue
 from pipeline.chunks import Chunk
-from pipeline.item_statistics import POPULARITY_EPOCH
 from pipeline.outcome import Outcome
 from pipeline.support import Ints, Segments, UserTable
 from schemas.event_types import CODES
@@ -141,7 +141,7 @@ class OfflineWorker:
         What is then applied takes effect after POPULARITY_EPOCH offsets: shorter rounds never see each other's counts.
         """
         for partition, offset in self.positions.items():
-            self.positions[partition] = -(-offset // POPULARITY_EPOCH) * POPULARITY_EPOCH
+            self.positions[partition] = offset + -offset % popularity.POPULARITY_EPOCH
             self.adaptation.begin(partition, self.positions[partition])
 
     def listed(self, outcome: Outcome, k: int) -> dict[str, list[str]]:

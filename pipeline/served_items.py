@@ -17,13 +17,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from models import pair_counts, popularity
 from models.candidates import Candidates
 from models.neighbours import Blocks, initial_pairs, stakes_of
 from models.pair_counts import WINDOW, PairTable
 from models.popularity import NUM_BUCKETS, bucket_of, priors
 from models.ranker import Ranker
 from pipeline.catalogue import Catalogue
-from pipeline.item_statistics import PAIR_EPOCH, POPULARITY_EPOCH, ItemStatistics, OnlinePairs, PairEvents
+from pipeline.item_statistics import ItemStatistics, OnlinePairs, PairEvents
 from pipeline.known import Before
 from pipeline.served_pairs import ServedPairs
 from pipeline.support import Ints
@@ -85,7 +86,7 @@ class ServedItems:
         counts = torch.zeros(NUM_BUCKETS, len(self._catalogue.row_of))
         numbers = self._numbers()
         counts[:, numbers[numbers >= 0]] = parameters.counts[:, numbers >= 0].cpu()
-        epoch_offset = offset // POPULARITY_EPOCH * POPULARITY_EPOCH
+        epoch_offset = offset - offset % popularity.POPULARITY_EPOCH
         self._statistics[partition] = ItemStatistics(epoch_offset, counts, parameters.half_life)
         self.take_up(partition)
 
@@ -114,11 +115,11 @@ class ServedItems:
         buckets = bucket_of(torch.from_numpy(events.num_events)).numpy()
         if self._pairs:
             self._pairs.begin_batch()
-        for now in _stretches(events.partition, events.offset // PAIR_EPOCH):
+        for now in _stretches(events.partition, events.offset // pair_counts.PAIR_EPOCH):
             partition = int(events.partition[now[0]])
             statistics = self._statistics[partition]
-            candidates = self._ranker.candidates(int(events.offset[now[0]]) // PAIR_EPOCH)
-            for some in _stretches(events.offset[now] // POPULARITY_EPOCH):
+            candidates = self._ranker.candidates(int(events.offset[now[0]]) // pair_counts.PAIR_EPOCH)
+            for some in _stretches(events.offset[now] // popularity.POPULARITY_EPOCH):
                 soon = now[some]
                 if statistics.move_to(int(events.offset[soon[0]])):
                     side.moved.add(partition)

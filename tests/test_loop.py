@@ -18,10 +18,11 @@ import psycopg2
 import pytest
 import torch
 
+from models import pair_counts, popularity
 from models.candidates import Sampling
 from models.encoder import HashedBagOfWords
 from models.ranker import Ranker
-from pipeline import batch_rows, item_statistics, served_items
+from pipeline import batch_rows, item_statistics
 from pipeline.adaptation import Adaptation, Types
 from pipeline.batching import LostRecords
 from pipeline.flood_gate import DeadLetterFlood
@@ -245,9 +246,8 @@ def test_four_partitions_in_one_worker_write_the_rows_of_four_partitions_in_two(
     url: str, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # short epochs, and batches that hold several of them of every partition
-    for module in (item_statistics, served_items):
-        monkeypatch.setattr(module, "POPULARITY_EPOCH", 32)
-        monkeypatch.setattr(module, "PAIR_EPOCH", 128)
+    monkeypatch.setattr(popularity, "POPULARITY_EPOCH", 32)
+    monkeypatch.setattr(pair_counts, "PAIR_EPOCH", 128)
     rows = shared_out(log(2400, num_users=40), 4)
     assert min(map(len, rows)) > 300
     alone = make_loop(url)

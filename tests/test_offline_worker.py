@@ -10,13 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from models import popularity, replay
+from models import pair_counts, popularity, replay
 from models.encoder import HashedBagOfWords
 from models.episodes import Interactions
 from models.figures import query_ranks
 from models.meta_parameters import MetaParameters
 from models.ranker import Ranker
-from pipeline import item_statistics, served_items
 from pipeline.batching import micro_batch
 from pipeline.catalogue import ListedItem
 from pipeline.offline_worker import MakeRanker, OfflineWorker, Recorder, TooManyUsers
@@ -91,9 +90,8 @@ def test_records_and_decoded_events_give_the_same_figures_however_they_are_cut()
 
 def test_new_items_move_at_offsets_however_events_are_cut(monkeypatch: pytest.MonkeyPatch) -> None:
     """ITEMS[30:] are new to the version; epochs of 32 offsets let their pairs take effect many times."""
-    for module in (item_statistics, served_items):
-        monkeypatch.setattr(module, "POPULARITY_EPOCH", 8)
-        monkeypatch.setattr(module, "PAIR_EPOCH", 32)
+    monkeypatch.setattr(popularity, "POPULARITY_EPOCH", 8)
+    monkeypatch.setattr(pair_counts, "PAIR_EPOCH", 32)
     dims, factors = PARAMETERS.item_out.shape[1], PARAMETERS.item_factors.shape[1]
     noise = torch.randn(dims + factors + 1, dims, generator=torch.Generator().manual_seed(1))
     moving, events = replace(PARAMETERS, context_map=noise, pace_direction=noise[0]), decoded(log(600))
@@ -106,10 +104,8 @@ def test_new_items_move_at_offsets_however_events_are_cut(monkeypatch: pytest.Mo
 
 
 def test_a_replay_predicts_what_a_worker_does_while_popularity_and_pairs_move(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (item_statistics, served_items, popularity):
-        monkeypatch.setattr(module, "POPULARITY_EPOCH", 8)
-    for module in (item_statistics, served_items, replay):
-        monkeypatch.setattr(module, "PAIR_EPOCH", 32)
+    monkeypatch.setattr(popularity, "POPULARITY_EPOCH", 8)
+    monkeypatch.setattr(pair_counts, "PAIR_EPOCH", 32)
     events, serving = new_items_only(), worker()
     served = judged(list(serving.replay(events)))
     interactions = Interactions(
@@ -139,9 +135,8 @@ def test_the_noted_ranks_are_those_of_the_record_made_before_learning(
     size: int, partitions: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # batches in which every partition enters other epochs
-    for module in (item_statistics, served_items):
-        monkeypatch.setattr(module, "POPULARITY_EPOCH", 4)
-        monkeypatch.setattr(module, "PAIR_EPOCH", 8)
+    monkeypatch.setattr(popularity, "POPULARITY_EPOCH", 4)
+    monkeypatch.setattr(pair_counts, "PAIR_EPOCH", 8)
     noting = worker(make_ranker=Recorder, num_partitions=partitions)
     events = sorted(new_items_only(), key=lambda one: noting.partition_of(one.user_id))
     ranker = noting.ranker

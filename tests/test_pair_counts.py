@@ -10,8 +10,9 @@ from torch import Tensor
 from models.item_fitting import HORIZONS, similarity_scale
 from models.item_tables import ItemTables, assemble_items
 from models.neighbours import PairLayout, initial_pairs
-from models.pair_counts import PairTable, Stakes, empty, learn
-from pipeline.item_statistics import NUM_BUCKETS, PAIR_EPOCH, POPULARITY_EPOCH, ItemStatistics, OnlinePairs, PairEvents
+from models.pair_counts import PAIR_EPOCH, PairTable, Stakes, empty, learn
+from models.popularity import POPULARITY_EPOCH
+from pipeline.item_statistics import NUM_BUCKETS, ItemStatistics, OnlinePairs, PairEvents
 from pipeline.pair_rows import log_row, saved_pairs, snapshot_row
 from pipeline.served_pairs import ServedPairs
 from tests.factories import meta_parameters

@@ -16,12 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from models import popularity
 from models.encoder import resolve_encoder
 from models.episodes import Interactions, following
 from models.figures import interval, query_ranks, set_ndcg, user_means
 from models.item_tables import assemble_items
 from models.meta_parameters import MetaParameters
-from models.popularity import POPULARITY_EPOCH
 from models.ranker import Ranker, TaskBatch
 from models.replay import QUERY, ItemSide
 from pipeline.embeddings import cached_embeddings
@@ -86,7 +86,7 @@ def run(stream: Stream, parameters: MetaParameters, home: Path, *, frozen: bool)
     """Ranks [N, 10] of the next ten items, adapted and start, 0 where there are fewer."""
     replay, first = Replay(stream, parameters, home), len(stream.fit)
     ranks = []
-    for epoch in torch.split(torch.arange(first, first + len(stream.events)), POPULARITY_EPOCH):
+    for epoch in torch.split(torch.arange(first, first + len(stream.events)), popularity.POPULARITY_EPOCH):
         ranks += [replay.apply(chunk) for chunk in torch.split(epoch, CHUNK)]
         if not frozen:
             replay.side.advance(epoch)

@@ -12,8 +12,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
-EPOCHS = {"POPULARITY_EPOCH": 32, "PAIR_EPOCH": 128}
-
 
 def main() -> None:
     import pipeline.cli
@@ -29,16 +27,14 @@ def main() -> None:
 @contextmanager
 def short_epochs() -> Iterator[None]:
     """Let item counts and pairs take effect many times in a short lottery: the real ones would see it once."""
-    from pipeline import item_statistics, served_items
+    from models import pair_counts, popularity
 
-    usual = {name: getattr(item_statistics, name) for name in EPOCHS}
-    for module in (item_statistics, served_items):
-        vars(module).update(EPOCHS)
+    usual = popularity.POPULARITY_EPOCH, pair_counts.PAIR_EPOCH
+    popularity.POPULARITY_EPOCH, pair_counts.PAIR_EPOCH = 32, 128
     try:
         yield
     finally:
-        for module in (item_statistics, served_items):
-            vars(module).update(usual)
+        popularity.POPULARITY_EPOCH, pair_counts.PAIR_EPOCH = usual
 
 
 def _start(request: dict[str, Any]) -> int:
