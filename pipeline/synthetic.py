@@ -13,7 +13,7 @@ Letters: U users, N items, R topics.
 
 from collections import defaultdict, deque
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -165,6 +165,26 @@ def changing_users(plan: Plan, drift: Drift) -> NDArray[np.bool_]:
     return changing
 
 
+@dataclass(slots=True)
+class _Had:
+    """What a user has had, each item in a column of arrays that grow: a choice looks at all of them at once."""
+
+    place: dict[int, int] = field(default_factory=dict)
+    rows: NDArray[np.int64] = field(default_factory=lambda: np.zeros((3, 4), np.int64))
+
+    def add(self, item: int, number: int) -> None:
+        """Count an item taken at this own choice."""
+        at = self.place.setdefault(item, len(self.place))
+        if at == self.rows.shape[1]:
+            self.rows = np.concatenate([self.rows, np.zeros_like(self.rows)], 1)
+        self.rows[:, at] = item, self.rows[1, at] + 1, number
+
+    @property
+    def columns(self) -> NDArray[np.int64]:
+        """[3, n] items, counts and last own choices."""
+        return self.rows[:, : len(self.place)]
+
+
 class _World:
     """The state of a stream that choices are drawn from: tastes, exposure, the clock, and what each user has had."""
 
@@ -175,7 +195,7 @@ class _World:
         self.tastes = self._draw_tastes(plan.users)
         self.exposure = self.rng.permutation(zipf(plan.items, plan.exposure))
         self.activity = np.cumsum(self.rng.permutation(zipf(plan.users, plan.activity)))
-        self.had: defaultdict[int, dict[int, tuple[int, int]]] = defaultdict(dict)  # item: how often, last own choice
+        self.had: defaultdict[int, _Had] = defaultdict(_Had)
         self.own_choices = np.zeros(plan.users, np.int64)
         self.own_drifts = [(drift.at, changing_users(plan, drift)) for drift in plan.drifts if drift.own]
         self.basket: set[int] = set()
@@ -217,8 +237,7 @@ class _World:
     def choose(self, user: int, item: int) -> None:
         """Remember a choice; tastes that change at this point of the user's history change before the next one."""
         self.own_choices[user] += 1
-        count, _ = self.had[user].get(item, (0, 0))
-        self.had[user][item] = count + 1, int(self.own_choices[user])
+        self.had[user].add(item, int(self.own_choices[user]))
         if self.plan.basket > 1:
             self.basket.add(item)
         for at, changing in self.own_drifts:
@@ -234,9 +253,10 @@ class _World:
         # Never quite zero: an item that only its owner would return to must keep a probability.
         wanted: Floats = self.exposure * np.exp(np.maximum(logits - logits.max(), -50.0))
         again = np.zeros_like(wanted)
-        for item, (count, last) in self.had[user].items():
-            pull = count**self.plan.habit * max(self.plan.recency ** (self.own_choices[user] - last), 1e-12)
-            again[item], wanted[item] = wanted[item] * pull, 0.0
+        had, counts, last = self.had[user].columns
+        pull = counts**self.plan.habit * np.maximum(self.plan.recency ** (self.own_choices[user] - last), 1e-12)
+        again[had] = wanted[had] * pull
+        wanted[had] = 0.0
         again[list(self.basket)] = 0.0
         share = self.plan.repeats
         if again.sum() == 0 or wanted.sum() == 0:
