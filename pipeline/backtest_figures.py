@@ -93,6 +93,12 @@ def by_bucket(values: Floats, users: Ints, num_events: Ints) -> list[Row]:
     return rows
 
 
+def compared(ahead: Interval, other: str) -> str:
+    """Ahead of the other, behind it or neither, with the difference and its interval."""
+    verb = "ahead of" if ahead.low > 0 else "behind" if ahead.high < 0 else "not to be told from"
+    return f"{verb} {other}: {ahead.mean:+.4f} [{ahead.low:+.4f}, {ahead.high:+.4f}]"
+
+
 def coverage(lists: Ints, num_items: int) -> float:
     """Share of the catalogue that stands in any list."""
     return len(np.unique(lists[lists >= 0])) / max(num_items, 1)

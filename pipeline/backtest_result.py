@@ -193,7 +193,8 @@ class StreamResult:
         if self.adapts:
             said.append(_where(self.ahead_by_k("start")))
         if self.peers:
-            said.append(_against(TITLES[self.peers[0]], self.ahead(self.peers[0]).metrics[PRIMARY]))
+            ahead = self.ahead(self.peers[0]).metrics[PRIMARY]
+            said.append(f"Adapted, it is {figures.compared(ahead, f'the best peer, {TITLES[self.peers[0]]}')}.")
             beaten = [name for name in self.peers if self.ahead(name).metrics[PRIMARY].low > 0]
             said.append(f"It is ahead of {len(beaten)} of {len(self.peers)} peers with the 95 % interval above zero.")
         if "inner_step" in self.training and not str(self.training["inner_step"]).startswith("on"):
@@ -253,8 +254,3 @@ def _where(rows: list[Row]) -> str:
         said.append(f"no difference can be told at K = {', '.join(rest)}")
     whole = "; ".join(said)
     return whole[:1].upper() + whole[1:] + "."
-
-
-def _against(title: str, ahead: Interval) -> str:
-    verb = "beats" if ahead.low > 0 else "is behind" if ahead.high < 0 else "cannot be told from"
-    return f"Adapted, it {verb} the best peer, {title}: {ahead.mean:+.4f} [{ahead.low:+.4f}, {ahead.high:+.4f}]."

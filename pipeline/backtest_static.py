@@ -21,7 +21,7 @@ from models.peers.peer import Known, Peer
 from models.ranker import TaskBatch
 from pipeline import backtest_peers
 from pipeline.adaptation import Types
-from pipeline.backtest_figures import Floats, bootstrap
+from pipeline.backtest_figures import Floats, bootstrap, compared
 from pipeline.backtest_model import Model, for_later_events, interactions_of
 from pipeline.backtest_peers import TITLES
 from pipeline.interaction_log import InteractionLog
@@ -156,12 +156,6 @@ def judge(
     about["inner_step"] = model.parameters.use_inner_step
     settings = {named.name: named.settings for named in made if named.settings}
     return StaticResult(log, cut, query, scores, settings, model.report, about, notes)
-
-
-def compared(ahead: Interval, other: str) -> str:
-    """Ahead of the other, behind it or neither, with the difference and its interval."""
-    verb = "ahead of" if ahead.low > 0 else "behind" if ahead.high < 0 else "not to be told from"
-    return f"{verb} {other}: {ahead.mean:+.4f} [{ahead.low:+.4f}, {ahead.high:+.4f}]"
 
 
 def worker_scores(worker: OfflineWorker, log: InteractionLog, cut: StaticCut, tell: Tell) -> tuple[Scores, Scores]:

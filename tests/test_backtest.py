@@ -15,7 +15,7 @@ from models.figures import Interval
 from pipeline import backtest_figures as figures
 from pipeline import backtest_peers
 from pipeline.backtest import limited_cases
-from pipeline.backtest_static import compared, judge_scores
+from pipeline.backtest_static import judge_scores
 from pipeline.cli import app
 from pipeline.interaction_log import InteractionLog
 from pipeline.protocols import cut_static
@@ -155,9 +155,9 @@ def test_lists_are_described_by_what_they_cover_and_how_alike_they_are() -> None
 
 
 def test_who_is_behind_is_not_called_ahead() -> None:
-    assert compared(Interval(0.02, 0.01, 0.03), "EASE") == "ahead of EASE: +0.0200 [+0.0100, +0.0300]"
-    assert compared(Interval(-0.02, -0.03, -0.01), "EASE").startswith("behind EASE: -0.0200")
-    assert compared(Interval(0.02, -0.01, 0.03), "EASE").startswith("not to be told from EASE: ")
+    assert figures.compared(Interval(0.02, 0.01, 0.03), "EASE") == "ahead of EASE: +0.0200 [+0.0100, +0.0300]"
+    assert figures.compared(Interval(-0.02, -0.03, -0.01), "EASE").startswith("behind EASE: -0.0200")
+    assert figures.compared(Interval(0.02, -0.01, 0.03), "EASE").startswith("not to be told from EASE: ")
 
 
 def test_static_scores_are_ranked_without_what_is_masked() -> None:
