@@ -1,4 +1,7 @@
-"""Plots of a backtest as inline SVG, by matplotlib. Colours are told apart by people who see few of them."""
+"""Plots of a backtest as inline SVG, by matplotlib, in the colours of the page that holds them, light or dark.
+
+Colours are told apart by people who see few of them.
+"""
 
 from __future__ import annotations
 
@@ -13,12 +16,21 @@ from schemas.errors import ConfigurationError
 
 ADAPTED, START, BEST, QUIET = "#0b6e4f", "#6fb98f", "#c8553d", "#a8b0ba"
 INK, FAINT = "#1d2733", "#e4e8ec"
+# By the name of the page's variable: the colour on a light page, as it is drawn, and on a dark one.
+COLOURS = {
+    "adapted": (ADAPTED, "#5fd3a2"),
+    "start": (START, "#2f8f6a"),
+    "best": (BEST, "#f0836b"),
+    "quiet": (QUIET, "#6b7682"),
+    "ink": (INK, "#dfe6ee"),
+    "faint": (FAINT, "#2f3944"),
+}
 _STYLE = {
     "font.family": "DejaVu Sans",
     "font.size": 9.5,
     "text.color": INK,
     "axes.labelcolor": INK,
-    "axes.edgecolor": "#9aa5b1",
+    "axes.edgecolor": QUIET,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
@@ -28,6 +40,7 @@ _STYLE = {
     "xtick.color": INK,
     "ytick.color": INK,
     "legend.frameon": False,
+    "savefig.transparent": True,
     "svg.hashsalt": "innerloop",  # the same figures give the same bytes
     "svg.fonttype": "path",
 }
@@ -61,7 +74,10 @@ def _drawing(width: float, height: float) -> Iterator[Drawing]:
         drawing.axes = figure.subplots()
         yield drawing
         figure.savefig(out, format="svg", metadata={"Date": None})
-    drawing.svg = out.getvalue()[out.getvalue().index("<svg") :]
+    svg = out.getvalue()[out.getvalue().index("<svg") :]
+    for name, (drawn, _) in COLOURS.items():
+        svg = svg.replace(drawn, f"var(--{name})")
+    drawing.svg = svg
 
 
 def lines_over_k(labels: Sequence[str], series: Mapping[str, tuple[Sequence[Interval], str]], ylabel: str) -> str:

@@ -18,29 +18,32 @@ from pipeline.protocols import SHOTS
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>{title}</title><style>
-:root {{ color-scheme: light }}
-body {{ font: 15px/1.55 system-ui, "Segoe UI", "DejaVu Sans", sans-serif; color: #1d2733 }}
-body {{ background: #f6f7f9; margin: 0 }}
+:root {{ color-scheme: light dark; {light} }}
+@media (prefers-color-scheme: dark) {{ :root {{ {dark} }} }}
+body {{ font: 15px/1.55 system-ui, "Segoe UI", "DejaVu Sans", sans-serif; color: var(--ink) }}
+body {{ background: var(--ground); margin: 0 }}
 main {{ max-width: 900px; margin: 0 auto; padding: 32px 20px 64px }}
 h1 {{ font-size: 26px; margin: 0 0 4px }} h2 {{ font-size: 18px; margin: 0 0 10px }}
-.about {{ color: #5b6875; margin: 0 0 20px }}
-section {{ background: #fff; border: 1px solid #e4e8ec; border-radius: 10px; padding: 20px 24px; margin: 18px 0 }}
-.headline {{ border-left: 5px solid #0b6e4f }} .headline p {{ margin: 6px 0 }}
+.about {{ color: var(--soft); margin: 0 0 20px }}
+section {{ background: var(--card); border: 1px solid var(--faint); border-radius: 10px }}
+section {{ padding: 20px 24px; margin: 18px 0 }}
+.headline {{ border-left: 5px solid var(--adapted) }} .headline p {{ margin: 6px 0 }}
 .headline p:first-child {{ font-size: 18px }}
 .tiles {{ display: flex; flex-wrap: wrap; gap: 12px; margin-top: 14px }}
-.tile {{ flex: 1 1 150px; background: #f6f7f9; border-radius: 8px; padding: 10px 14px }}
-.tile b {{ display: block; font-size: 22px }} .tile span {{ color: #5b6875; font-size: 13px }}
+.tile {{ flex: 1 1 150px; background: var(--ground); border-radius: 8px; padding: 10px 14px }}
+.tile b {{ display: block; font-size: 22px }} .tile span {{ color: var(--soft); font-size: 13px }}
 table {{ border-collapse: collapse; width: 100%; font-size: 13.5px; font-variant-numeric: tabular-nums }}
-th {{ text-align: right; color: #5b6875; font-weight: 600; border-bottom: 1px solid #cfd6dd; padding: 5px 8px }}
-td {{ text-align: right; border-bottom: 1px solid #eef1f4; padding: 5px 8px; white-space: nowrap }}
+th {{ color: var(--soft); font-weight: 600; border-bottom: 1px solid var(--quiet) }}
+td {{ border-bottom: 1px solid var(--faint); white-space: nowrap }} th, td {{ text-align: right; padding: 5px 8px }}
 th:first-child, td:first-child {{ text-align: left; white-space: normal; min-width: 12em }}
-tr.own td {{ font-weight: 600 }} td.better {{ color: #0b6e4f }} td.worse {{ color: #c8553d }}
+tr.own td {{ font-weight: 600 }} td.better {{ color: var(--adapted) }} td.worse {{ color: var(--best) }}
 svg {{ max-width: 100%; height: auto; display: block; margin: 0 auto }} .scroll {{ overflow-x: auto }}
 .pair {{ display: flex; flex-wrap: wrap; gap: 20px; align-items: center }} .pair > * {{ flex: 1 1 300px }}
-.note {{ color: #5b6875; font-size: 13.5px; margin: 8px 0 0 }} li {{ margin: 3px 0 }}
+.note {{ color: var(--soft); font-size: 13.5px; margin: 8px 0 0 }} li {{ margin: 3px 0 }}
 pre {{ white-space: pre-wrap; overflow-wrap: anywhere; font-size: 12.5px }} summary {{ cursor: pointer }}
 </style></head><body><main>{body}</main></body></html>
 """
+_GROUNDS = {"ground": ("#f6f7f9", "#12181f"), "card": ("#fff", "#1a222b"), "soft": ("#5b6875", "#9aa7b4")}
 
 
 def write_report(result: StreamResult | StaticResult, folder: Path) -> Path:
@@ -50,8 +53,14 @@ def write_report(result: StreamResult | StaticResult, folder: Path) -> Path:
     (folder / "report.json").write_text(json.dumps(found, indent=2, ensure_ascii=False, default=str) + "\n")
     body = _stream(result, found) if isinstance(result, StreamResult) else _static(result, found)
     page = folder / "report.html"
-    page.write_text(_PAGE.format(title=f"innerloop backtest: {escape(str(found['data']))}", body=body))
+    title = f"innerloop backtest: {escape(str(found['data']))}"
+    page.write_text(_PAGE.format(title=title, light=_variables(0), dark=_variables(1), body=body))
     return page
+
+
+def _variables(theme: int) -> str:
+    """The page's colours as variables of its style sheet: light (0) or dark (1)."""
+    return " ".join(f"--{name}: {shades[theme]};" for name, shades in (plots.COLOURS | _GROUNDS).items())
 
 
 def _stream(result: StreamResult, found: dict[str, Any]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,9 @@ def test_the_stream_is_judged_and_the_referees_file_agrees_with_the_figures(
     page = (report / "report.html").read_text()
     assert found["headline"][0] in page, "words first"
     assert page.count("<svg") == 4
+    drawn = page[page.index("<svg") :]
+    assert "var(--ink)" in drawn
+    assert not re.search('#[0-9a-f]{6}[;"]', drawn), "plots take the page's colours, light or dark"
     assert not any(word in page for word in ("<script", "<link", "src=", "@import")), "nothing is loaded from elsewhere"
     assert json.loads((report / "report.json").read_text()) == found
     assert {path.name for path in logs.iterdir()} == set(found["overall"])
