@@ -35,7 +35,18 @@ def known(*histories: list[int]) -> Known:
 def test_what_items_say_of_one_another_is_summed_over_what_was_had() -> None:
     table = torch.randn(NUM_ITEMS, NUM_ITEMS, generator=torch.Generator().manual_seed(0))
     asked = known([], [3], [1, 2, 1], [0, 4, 2, 3])
-    torch.testing.assert_close(asked.summed(table, 0.9), asked.weighted(NUM_ITEMS, 0.9) @ table)
+    wanted = asked.weighted(NUM_ITEMS, 0.9) @ table
+    torch.testing.assert_close(asked.summed(table, 0.9), wanted)
+    assert asked.items().tolist() == [0, 1, 2, 3, 4]
+    torch.testing.assert_close(asked.numbered(asked.items()).summed(table[:5], 0.9), wanted)
+
+
+def test_of_users_without_events_neighbours_say_nothing() -> None:
+    peer = ItemKNN(interactions(SEQUENCES), shrink=5.0, decay=0.9)
+    assert (
+        peer.scores(Known(torch.full((2, 1), -1), torch.zeros(2, dtype=torch.int64))).tolist()
+        == [[0.0] * NUM_ITEMS] * 2
+    )
 
 
 def test_histories_are_weighted_by_age_the_newest_counting_one() -> None:

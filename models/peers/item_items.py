@@ -40,21 +40,18 @@ class ItemKNN:
     def __init__(self, fitted: Interactions, *, shrink: float, decay: float) -> None:
         self._pairs = _Pairs(fitted)
         self._shrink, self._decay = shrink, decay
-        self._similar: Tensor | None = None
 
     def scores(self, known: Known) -> Tensor:
         """Similarity to what the user had."""
-        gram = self._pairs.gram
-        if self._similar is None:
-            events = gram.diagonal()
-            self._similar = gram / (torch.sqrt(events[:, None] * events[None]) + self._shrink)
-            self._similar.fill_diagonal_(0.0)
-        return known.summed(self._similar, self._decay)
+        gram, had = self._pairs.gram, known.items()
+        events = gram.diagonal()
+        similar = gram[had] / (torch.sqrt(events[had][:, None] * events) + self._shrink)
+        similar[torch.arange(len(had)), had] = 0.0
+        return known.numbered(had).summed(similar, self._decay)
 
     def learn(self, known: Known, items: Tensor) -> None:
         """Count on."""
         self._pairs.learn(known, items)
-        self._similar = None
 
 
 @lru_cache(maxsize=1)

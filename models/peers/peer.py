@@ -31,8 +31,17 @@ class Known:
         empty = torch.zeros(len(self.history), num_items)
         return empty.scatter_add_(1, self.history.clamp(min=0), gains)
 
+    def items(self) -> Tensor:
+        """What anybody had [R], ascending."""
+        found: Tensor = torch.unique(self.history[self.history >= 0])
+        return found
+
+    def numbered(self, items: Tensor) -> Known:
+        """The same users with histories as places in `items` [R], ascending."""
+        return Known(torch.where(self.history >= 0, torch.searchsorted(items, self.history), -1), self.num_events)
+
     def summed(self, table: Tensor, decay: float) -> Tensor:
-        """`weighted @ table` [U, N] for a table [N, N] of what items say of one another, without its zeros."""
+        """`weighted @ table` [U, N] for a table [R, N] of what items say of others, without the product's zeros."""
         user, slot = (self.history >= 0).nonzero(as_tuple=True)
         first = torch.searchsorted(user, torch.arange(len(self.history)))
         gains = decay ** (self.history.shape[1] - 1 - slot).to(table.dtype)
