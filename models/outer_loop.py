@@ -10,7 +10,6 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from models import gate_tuning, inner_tuning, popularity, repeat_fitting
 from models.episodes import Interactions
@@ -19,7 +18,6 @@ from models.learner_tuning import Method
 from models.memories import Memories
 from models.meta_parameters import MetaParameters
 from models.part_weights import INITIAL_WEIGHTS
-from models.recipe import DEFAULT, Recipe
 from models.table_fitting import Choices, Window, fit, popularity_moments
 from models.validation import Later, Progress, judge_listing, split, validate
 
@@ -31,51 +29,50 @@ FEW_REPEATS, MANY_REPEATS = 0.01, 0.2
 
 
 def meta_train(
-    interactions: Interactions,
-    text_embeddings: Tensor,
+    window: Window,
     *,
-    item_ids: tuple[str, ...],
-    encoder: str,
-    seed: int = 0,
-    support_size: int = 60,
     method: Method = Method(),  # noqa: B008  # a constant of strings
-    recipe: Recipe = DEFAULT,
     beginning: MetaParameters | None = None,
     progress: Progress | None = None,
 ) -> tuple[MetaParameters, dict[str, Any]]:
-    """Fit everything on interactions; rows of `text_embeddings` [N, T] and `item_ids` are the items' rows.
+    """Fit everything on a window.
 
-    Item rows must be in the bytes order of their ids. Beyond MAX_ITEMS the most popular are fitted, the others are new
-    items to the ranker; the report says so. `progress(stage, done, total)` is called as stages advance.
-    `method` says what adapts a user, and is switched off where it does not pay. `beginning` is an earlier version to
-    start warm from: the search for part weights begins at its, and where too few users are left to validate on, its
-    weights, calibration and inner settings stay. Tables are always fitted anew: that takes seconds, and old ones would
-    hold on to what has changed. Raises ValueError without an interaction, and for a method that does not exist.
+    Beyond MAX_ITEMS the most popular are fitted, the others are new items to the ranker; the report says so.
+    `progress(stage, done, total)` is called as stages advance. `method` says what adapts a user, and is switched off
+    where it does not pay. `beginning` is an earlier version to start warm from: the search for part weights begins at
+    its, and where too few users are left to validate on, its weights, calibration and inner settings stay. Tables are
+    always fitted anew: that takes seconds, and old ones would hold on to what has changed. Raises ValueError without an
+    interaction, and for a method that does not exist.
     """
-    if len(interactions) == 0:
+    if len(window.interactions) == 0:
         raise ValueError("there is nothing to learn from: no positive interaction")
     tell = progress or (lambda _stage, _done, _total: None)
-    interactions, kept = _most_popular(interactions)
-    text_embeddings, item_ids = text_embeddings[kept], tuple(item_ids[row] for row in kept.tolist())
-    window = Window(interactions, text_embeddings, item_ids, encoder, seed, support_size, recipe)
+    window = _most_popular(window)
     choices, report = _choices(window, method.checked(), beginning, tell)
     tell("fit tables on everything", 0, 1)
     parameters = fit(window, choices)
     tell("fit tables on everything", 1, 1)
     report["vectors_of_new_items"] = "move with events" if len(parameters.context_map) else "by text alone"
-    return parameters, {"events": len(interactions), "items": len(item_ids), "seed": seed, **report}
+    counted = {"events": len(window.interactions), "items": len(window.item_ids), "seed": window.seed}
+    return parameters, counted | report
 
 
-def _most_popular(interactions: Interactions) -> tuple[Interactions, Tensor]:
-    """Interactions with at most MAX_ITEMS items, renumbered, and the rows of these items, ascending."""
+def _most_popular(window: Window) -> Window:
+    """The same with the MAX_ITEMS most popular items at most, and the interactions with them."""
+    interactions = window.interactions
     if interactions.num_items <= MAX_ITEMS:
-        return interactions, torch.arange(interactions.num_items)
+        return window
     events = torch.bincount(interactions.items, minlength=interactions.num_items)
     kept = torch.sort(torch.argsort(events, descending=True, stable=True)[:MAX_ITEMS]).values
     number = torch.full((interactions.num_items,), -1)
     number[kept] = torch.arange(MAX_ITEMS)
     chosen = interactions.select(number[interactions.items] >= 0)
-    return replace(chosen, items=number[chosen.items], num_items=MAX_ITEMS), kept
+    return replace(
+        window,
+        interactions=replace(chosen, items=number[chosen.items], num_items=MAX_ITEMS),
+        text_embeddings=window.text_embeddings[kept],
+        item_ids=tuple(window.item_ids[row] for row in kept.tolist()),
+    )
 
 
 def _choices(

@@ -37,14 +37,14 @@ _TABLE_TASKS = 3000  # sampled tasks whose scores the dimensions have to reprodu
 
 @dataclass(frozen=True)
 class Window:
-    """What is learnt from: interactions and, by item row, text embeddings [N, T] and ids."""
+    """What is learnt from: interactions and, by item row in the bytes order of ids, text embeddings [N, T] and ids."""
 
     interactions: Interactions
     text_embeddings: Tensor
     item_ids: tuple[str, ...]
     encoder: str
-    seed: int
-    support_size: int
+    seed: int = 0
+    support_size: int = 60
     recipe: Recipe = DEFAULT
 
     def before(self, event: int) -> Window:

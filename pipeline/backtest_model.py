@@ -18,6 +18,7 @@ from models.episodes import Interactions
 from models.meta_parameters import MetaParameters
 from models.outer_loop import meta_train
 from models.recipe import DEFAULT, Recipe
+from models.table_fitting import Window
 from pipeline.adaptation import Types
 from pipeline.backtest_figures import Floats, Judged
 from pipeline.catalogue import ListedItem
@@ -111,13 +112,15 @@ def train(
     interactions = interactions_of(log, fit)
     rows, items = torch.unique(interactions.items, return_inverse=True)  # ascending, so in the bytes order of the ids
     parameters, report = meta_train(
-        Interactions(interactions.users, items, interactions.times, interactions.weights, len(rows)),
-        embeddings[rows],
-        item_ids=tuple(log.item_ids[row] for row in rows.tolist()),
-        encoder=encoder,
-        seed=seed,
+        Window(
+            Interactions(interactions.users, items, interactions.times, interactions.weights, len(rows)),
+            embeddings[rows],
+            item_ids=tuple(log.item_ids[row] for row in rows.tolist()),
+            encoder=encoder,
+            seed=seed,
+            recipe=recipe,
+        ),
         progress=tell,
-        recipe=recipe,
     )
     return Model(parameters, report, embeddings, time.process_time() - started, recipe)
 

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from models import table_fitting
 from models.encoder import TextEncoder, resolve_encoder
 from models.episodes import Interactions
 from models.learner_tuning import Method
@@ -126,14 +127,16 @@ def learn(
     columns = training_data.numbered(window)
     encoder = resolve_encoder(settings.encoder, device=settings.device)
     parameters, report = meta_train(
-        _interactions(columns),
-        _embeddings(encoder, columns.item_ids, texts, settings.home, progress),
-        item_ids=columns.item_ids,
-        encoder=encoder.name,
-        seed=seed,
-        support_size=settings.support_size,
+        table_fitting.Window(
+            _interactions(columns),
+            _embeddings(encoder, columns.item_ids, texts, settings.home, progress),
+            item_ids=columns.item_ids,
+            encoder=encoder.name,
+            seed=seed,
+            support_size=settings.support_size,
+            recipe=recipe,
+        ),
         method=method,
-        recipe=recipe,
         beginning=beginning,
         progress=progress,
     )

@@ -25,6 +25,7 @@ from models.meta_parameters import MetaParameters
 from models.popularity import NUM_BUCKETS, bucket_of
 from models.ranker import Ranker, TaskBatch, exclusions
 from models.replay import Moments, epochs
+from models.table_fitting import Window
 from pipeline import cli_train
 from tests.factories import learnt_fields, meta_parameters
 from tests.test_outer_loop import clustered, item_ids, texts
@@ -231,7 +232,7 @@ def test_a_version_on_candidates_is_served_and_needs_no_state(learner: str, adap
 
 def trained(interactions: Interactions, method: Method) -> tuple[MetaParameters, dict[str, object]]:
     return outer_loop.meta_train(
-        interactions, texts(), item_ids=item_ids(), encoder="test", support_size=20, method=method
+        Window(interactions, texts(), item_ids=item_ids(), encoder="test", support_size=20), method=method
     )
 
 

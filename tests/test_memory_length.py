@@ -12,6 +12,7 @@ from models.outer_loop import meta_train
 from models.ranker import Ranker
 from models.recipe import DEFAULT
 from models.replay import replay_side_by_side, replay_start
+from models.table_fitting import Window
 from pipeline.synthetic import Plan
 from tests.factories import meta_parameters, synthetic_interactions
 
@@ -20,7 +21,7 @@ STEADY = Plan(users=200, items=60, choices=7000, activity=0.0, arrivals=0.8, sha
 
 
 def chosen_decays(interactions: Interactions, embeddings: torch.Tensor, ids: tuple[str, ...]) -> list[float]:
-    parameters, _ = meta_train(interactions, embeddings, item_ids=ids, encoder="hashed", seed=0)
+    parameters, _ = meta_train(Window(interactions, embeddings, item_ids=ids, encoder="hashed", seed=0))
     return [round(decay, 3) for decay in parameters.part_decays.tolist()]
 
 

@@ -17,6 +17,7 @@ from models.outer_loop import meta_train
 from models.popularity import priors
 from models.ranker import Ranker
 from models.replay import Replay, honest_residuals, prediction_moments, replay_start, states_before, tasks_before
+from models.table_fitting import Window
 
 NUM_ITEMS, CLUSTERS, T = 60, 6, 8
 
@@ -59,7 +60,7 @@ def texts() -> Tensor:
 
 
 def trained(interactions: Interactions, *, seed: int = 0) -> tuple[MetaParameters, dict[str, object]]:
-    return meta_train(interactions, texts(), item_ids=item_ids(), encoder="test", seed=seed, support_size=20)
+    return meta_train(Window(interactions, texts(), item_ids=item_ids(), encoder="test", seed=seed, support_size=20))
 
 
 def whole_replay(ranker: Ranker, interactions: Interactions) -> Replay:
@@ -83,11 +84,7 @@ def figures_of(parameters: MetaParameters, interactions: Interactions) -> tuple[
 def test_meta_training_on_small_data_beats_popularity_for_new_users_and_can_be_written() -> None:
     stages: list[tuple[str, int, int]] = []
     parameters, report = meta_train(
-        clustered(),
-        texts(),
-        item_ids=item_ids(),
-        encoder="test",
-        support_size=20,
+        Window(clustered(), texts(), item_ids=item_ids(), encoder="test", support_size=20),
         progress=lambda stage, done, total: stages.append((stage, done, total)),
     )
     start, popular = figures_of(parameters, clustered(30, seed=99))
@@ -123,7 +120,7 @@ def test_with_few_users_a_warm_start_keeps_what_was_chosen_before_and_fits_the_t
     before = dataclasses.replace(
         cold, part_weights=weights, use_inner_step=True, discount=0.9, calibration=cold.calibration * 2
     )
-    warm, report = meta_train(interactions, texts(), item_ids=item_ids(), encoder="test", beginning=before)
+    warm, report = meta_train(Window(interactions, texts(), item_ids=item_ids(), encoder="test"), beginning=before)
     assert torch.equal(warm.part_weights, weights)
     assert torch.equal(warm.calibration, before.calibration)
     assert (warm.use_inner_step, warm.discount) == (True, 0.9)
@@ -312,7 +309,7 @@ def test_the_inner_step_moves_in_what_texts_say_and_in_who_took_what() -> None:
     interactions = clustered(120)
     # texts group the items otherwise than users do
     other = torch.eye(5)[torch.arange(NUM_ITEMS) // 7 % 5]
-    parameters, _ = meta_train(interactions, other, item_ids=item_ids(), encoder="test", seed=1)
+    parameters, _ = meta_train(Window(interactions, other, item_ids=item_ids(), encoder="test", seed=1))
     factors = parameters.item_factors.double()
     for wanted in (text_factors(other, 4), als_factors(Matrix.of(interactions), num_factors=16, seed=1)):
         found = factors @ torch.linalg.lstsq(factors, wanted.double()).solution

@@ -7,6 +7,7 @@ import torch
 
 from models.episodes import Interactions
 from models.outer_loop import meta_train
+from models.table_fitting import Window
 
 ITEMS, USERS, EVENTS = 60, 600, 12  # several epochs of 1,024
 
@@ -32,10 +33,12 @@ def stream(*, changes: bool) -> Interactions:
 def test_pairs_are_counted_online_only_where_users_gain_by_it(changes: bool, verdict: str) -> None:
     torch.set_num_threads(1)
     parameters, report = meta_train(
-        stream(changes=changes),
-        torch.zeros(ITEMS, 4),
-        item_ids=tuple(f"i{row:02d}" for row in range(ITEMS)),
-        encoder="none",
+        Window(
+            stream(changes=changes),
+            torch.zeros(ITEMS, 4),
+            item_ids=tuple(f"i{row:02d}" for row in range(ITEMS)),
+            encoder="none",
+        )
     )
     assert report["pairs_online"] == verdict
     assert parameters.pairs_online == changes

@@ -9,6 +9,7 @@ import torch
 from models.episodes import Interactions
 from models.outer_loop import meta_train
 from models.refit import refit_gain
+from models.table_fitting import Window
 
 NUM_ITEMS, NUM_TOPICS = 120, 6
 IDS = tuple(sorted((f"i{number:03d}" for number in range(NUM_ITEMS)), key=str.encode))
@@ -38,6 +39,6 @@ def test_a_refit_pays_where_items_have_changed_company_and_not_where_nothing_has
 ) -> None:
     torch.set_num_threads(1)
     events = stream(6000, changed_from)
-    parameters, _ = meta_train(events.select(torch.arange(3000)), NO_TEXT, item_ids=IDS, encoder="test")
+    parameters, _ = meta_train(Window(events.select(torch.arange(3000)), NO_TEXT, item_ids=IDS, encoder="test"))
     gain = refit_gain(parameters, events, NO_TEXT, IDS, recent=3000)
     assert least < gain < most

@@ -17,6 +17,7 @@ from models.popularity import NUM_BUCKETS, bucket_of
 from models.ranker import Ranker, TaskBatch
 from models.repeats import LIMIT, SHAPE, bonuses, cells
 from models.replay import Replay, replay_start
+from models.table_fitting import Window
 from pipeline.synthetic import Plan
 from tests.factories import meta_parameters, synthetic_interactions
 
@@ -182,7 +183,7 @@ def test_on_groceries_the_served_list_is_not_below_repeating_the_support() -> No
     everything, embeddings, ids = synthetic_interactions(GROCERIES)
     first = int((everything.users == 120).nonzero()[0])
     parameters, report = meta_train(
-        everything.select(torch.arange(first)), embeddings, item_ids=ids, encoder="hashed", seed=0
+        Window(everything.select(torch.arange(first)), embeddings, item_ids=ids, encoder="hashed", seed=0)
     )
     assert parameters.recommend_seen
     assert report["gain_of_repeats"][1] > 0

@@ -15,6 +15,7 @@ from models.meta_parameters import MetaParameters
 from models.outer_loop import meta_train
 from models.popularity import NUM_BUCKETS, bucket_of
 from models.ranker import Ranker
+from models.table_fitting import Window
 from pipeline.synthetic import Plan
 from tests.benchmarks.scenes import Domain, met
 from tests.factories import synthetic_interactions
@@ -73,7 +74,7 @@ def learnt() -> Iterator[MetaParameters]:
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     events, texts, ids = synthetic_interactions(PLAN)
-    yield meta_train(events, texts, item_ids=ids, encoder="hashed")[0]
+    yield meta_train(Window(events, texts, item_ids=ids, encoder="hashed"))[0]
     torch.set_num_threads(before)
 
 

@@ -29,6 +29,7 @@ from models.outer_loop import meta_train
 from models.popularity import BUCKET_STARTS, NUM_BUCKETS, bucket_of
 from models.ranker import Ranker
 from models.replay import Replay, honest_residuals, replay_side_by_side, states_before
+from models.table_fitting import Window
 from pipeline.embeddings import cached_embeddings
 from pipeline.support import Ints
 from pipeline.synthetic import Plan, catalogue
@@ -129,7 +130,9 @@ def main() -> None:
     for scene in chosen.scenes:
         made = synthetic(other=scene == "other", seed=chosen.seed) if scene in ("same", "other") else movielens(scene)
         home, new = made
-        parameters, found = meta_train(home.events, home.embeddings, item_ids=home.ids, encoder="any", seed=chosen.seed)
+        parameters, found = meta_train(
+            Window(home.events, home.embeddings, item_ids=home.ids, encoder="any", seed=chosen.seed)
+        )
         print(scene, {name: found[name] for name in ("scene_shares", "gain_in_new_scenes", "inner_step")})
         print("\n".join(rows(*met(parameters, new))), flush=True)
 

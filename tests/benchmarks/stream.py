@@ -19,6 +19,7 @@ from models.episodes import Interactions
 from models.learner_tuning import Method
 from models.meta_parameters import MetaParameters
 from models.outer_loop import meta_train
+from models.table_fitting import Window
 from pipeline.batching import MicroBatch
 from pipeline.catalogue import ListedItem, listed_rows
 from pipeline.datasets import MovieLens100K, Phase, load_ml100k
@@ -94,12 +95,7 @@ def train(
     )
     embeddings = cached_embeddings(text_encoder, [texts[item] for item in items], home / "cache")
     parameters, _ = meta_train(
-        interactions,
-        embeddings,
-        item_ids=tuple(items),
-        encoder=text_encoder.name,
-        seed=seed,
-        support_size=60,
+        Window(interactions, embeddings, item_ids=tuple(items), encoder=text_encoder.name, seed=seed, support_size=60),
         method=method,
     )
     return parameters

@@ -24,6 +24,7 @@ from models.meta_parameters import MetaParameters
 from models.outer_loop import meta_train
 from models.ranker import Ranker
 from models.replay import honest_residuals, replay_start, states_before
+from models.table_fitting import Window
 from pipeline.synthetic import Drift, Plan, catalogue, changing_users, draw_events
 
 CHANGE = 60
@@ -110,7 +111,9 @@ def main() -> None:
     torch.set_num_threads(1)
     scene = make_scene(chosen.users, chosen.seed)
     window = scene.events.select(torch.arange(scene.first))
-    parameters, found = meta_train(window, scene.embeddings, item_ids=scene.ids, encoder="hashed", seed=chosen.seed)
+    parameters, found = meta_train(
+        Window(window, scene.embeddings, item_ids=scene.ids, encoder="hashed", seed=chosen.seed)
+    )
     print(
         {
             name: found[name]
