@@ -43,15 +43,19 @@ class ItemKNN:
 
     def scores(self, known: Known) -> Tensor:
         """Similarity to what the user had."""
-        gram, had = self._pairs.gram, known.items()
-        events = gram.diagonal()
-        similar = gram[had] / (torch.sqrt(events[had][:, None] * events) + self._shrink)
-        similar[torch.arange(len(had)), had] = 0.0
-        return known.numbered(had).summed(similar, self._decay)
+        return known.summed(self._similar, self._decay)
 
     def learn(self, known: Known, items: Tensor) -> None:
         """Count on."""
         self._pairs.learn(known, items)
+
+    def _similar(self, had: Tensor) -> Tensor:
+        """Similarities of items [R] to all: [R, N]."""
+        gram = self._pairs.gram
+        events = gram.diagonal()
+        similar = gram[had] / (torch.sqrt(events[had][:, None] * events) + self._shrink)
+        similar[torch.arange(len(had)), had] = 0.0
+        return similar
 
 
 @lru_cache(maxsize=1)
@@ -70,7 +74,7 @@ class Ease:
 
     def scores(self, known: Known) -> Tensor:
         """Regression of every item on what the user had."""
-        return known.summed(self._weights, self._decay)
+        return known.summed(self._weights.__getitem__, self._decay)
 
     def learn(self, known: Known, items: Tensor) -> None:
         """Count on, and fit again every REFIT_EVENTS events where the catalogue is small enough."""

@@ -5,12 +5,15 @@ Letters: U users, H history slots, N items, E events.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+_ADDED = 16  # a row that is looked up and added costs as much as so many that a dense product multiplies
 
 
 @dataclass(frozen=True)
@@ -31,22 +34,21 @@ class Known:
         empty = torch.zeros(len(self.history), num_items)
         return empty.scatter_add_(1, self.history.clamp(min=0), gains)
 
-    def items(self) -> Tensor:
-        """What anybody had [R], ascending."""
-        found: Tensor = torch.unique(self.history[self.history >= 0])
-        return found
+    def summed(self, said: Callable[[Tensor], Tensor], decay: float) -> Tensor:
+        """Sum of decay^age over a user's events of what each item says of all: [U, N].
 
-    def numbered(self, items: Tensor) -> Known:
-        """The same users with histories as places in `items` [R], ascending."""
-        return Known(torch.where(self.history >= 0, torch.searchsorted(items, self.history), -1), self.num_events)
-
-    def summed(self, table: Tensor, decay: float) -> Tensor:
-        """`weighted @ table` [U, N] for a table [R, N] of what items say of others, without the product's zeros."""
-        user, slot = (self.history >= 0).nonzero(as_tuple=True)
-        first = torch.searchsorted(user, torch.arange(len(self.history)))
-        gains = decay ** (self.history.shape[1] - 1 - slot).to(table.dtype)
-        rows = self.history[user, slot]
-        return functional.embedding_bag(rows, table, first, mode="sum", per_sample_weights=gains)
+        `said` gives the rows [R, N] of some items [R]; only those are asked for that anybody had.
+        """
+        present = self.history >= 0
+        had: Tensor = torch.unique(self.history[present])
+        table = said(had)
+        places = torch.where(present, torch.searchsorted(had, self.history), -1)
+        user, slot = present.nonzero(as_tuple=True)
+        if len(user) * _ADDED > len(places) * len(had):
+            return Known(places, self.num_events).weighted(len(had), decay) @ table
+        first = torch.searchsorted(user, torch.arange(len(places)))
+        gains = decay ** (places.shape[1] - 1 - slot).to(table.dtype)
+        return functional.embedding_bag(places[user, slot], table, first, mode="sum", per_sample_weights=gains)
 
     def select(self, rows: Tensor) -> Known:
         """Keep some users."""
