@@ -19,7 +19,8 @@ from models.memories import Memories
 from models.meta_parameters import MetaParameters
 from models.part_weights import INITIAL_WEIGHTS
 from models.table_fitting import Choices, Window, fit, popularity_moments
-from models.validation import Later, Progress, judge_listing, split, validate
+from models.validation import Later, Progress, judge_listing, validate
+from models.validation_users import split
 
 MAX_ITEMS = 10_000  # dense [N, N] matrices: 400 MB each
 MIN_VALIDATION_USERS = 20

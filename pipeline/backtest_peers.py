@@ -23,6 +23,7 @@ from models.peers.item_items import Ease, ItemKNN
 from models.peers.mixed import Examples, Mixed, choose, fit_mixed
 from models.peers.peer import Known, Peer
 from models.peers.popularity import Popular, PositionPopular, Repeats
+from models.validation_users import split
 from pipeline.backtest_figures import Judged
 from pipeline.protocols import MIN_QUERY, NUM_HEAD, NUM_QUERY, SHOTS, Query
 from pipeline.support import Ints
@@ -56,7 +57,6 @@ TITLES = {
 }
 MOST_HISTORY = 2000
 BLOCK = 256
-FIT_SHARE = 0.75
 EXAMPLES_PER_BUCKET = 300
 LISTED, QUERY = 10, 10
 Tell = Callable[[str, int, int], None]
@@ -191,7 +191,7 @@ class Trial:
 def stream_trial(fitted: Interactions, *, repeats: bool, seed: int) -> Trial:
     """Examples for the next ten items, a sample of every bucket of K."""
     history = History.of(fitted.users)
-    cut, unseen = _later_users(fitted, history)
+    cut, unseen = split(fitted)
     buckets = popularity.bucket_of(history.position)
     generator = torch.Generator().manual_seed(seed)
     sample = []
@@ -207,7 +207,7 @@ def stream_trial(fitted: Interactions, *, repeats: bool, seed: int) -> Trial:
 def static_trial(fitted: Interactions, *, query: Query) -> Trial:
     """Examples after K events, K in SHOTS, for what the static protocol asks."""
     history = History.of(fitted.users)
-    cut, unseen = _later_users(fitted, history)
+    cut, unseen = split(fitted)
     long = unseen & (history.length >= NUM_HEAD + MIN_QUERY)
     events = (long & torch.isin(history.position, torch.tensor(SHOTS))).nonzero()[:, 0]
     after = following(history, fitted.items, events, NUM_HEAD + NUM_QUERY)
@@ -220,14 +220,6 @@ def static_trial(fitted: Interactions, *, query: Query) -> Trial:
     head = torch.where(torch.arange(NUM_HEAD) < (NUM_HEAD - position)[:, None], after[:, :NUM_HEAD], -1)
     masked |= Known(head, position).had(fitted.num_items) > 0
     return Trial(fitted.select(torch.arange(cut)), Examples(known, after.gather(1, skipped), masked))
-
-
-def _later_users(fitted: Interactions, history: History) -> tuple[int, Tensor]:
-    """Number of the event that begins the later part, and the events [E] of users who come after it."""
-    first = (history.position == 0).nonzero()[:, 0]
-    cut = int(first[min(int(FIT_SHARE * len(first)), len(first) - 1)])
-    number = torch.arange(len(fitted))
-    return cut, ~torch.isin(fitted.users, fitted.users[:cut]) & (number >= cut)
 
 
 def known_before(interactions: Interactions, history: History, events: Tensor) -> Known:

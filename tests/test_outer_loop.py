@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from models import inner_tuning, outer_loop, popularity, validation
+from models import inner_tuning, outer_loop, popularity
 from models.checkpoint import from_bytes, to_bytes
 from models.episodes import History, Interactions, earlier, following
 from models.factoring import centred, factor
@@ -18,6 +18,7 @@ from models.popularity import priors
 from models.ranker import Ranker
 from models.replay import Replay, honest_residuals, prediction_moments, replay_start, states_before, tasks_before
 from models.table_fitting import Window
+from models.validation_users import split
 
 NUM_ITEMS, CLUSTERS, T = 60, 6, 8
 
@@ -177,7 +178,7 @@ def test_beyond_the_limit_the_most_popular_items_are_fitted(monkeypatch: pytest.
 
 def test_validation_users_have_no_event_in_the_part_that_is_fitted() -> None:
     interactions = clustered(40)
-    cut, unseen = validation.split(interactions)
+    cut, unseen = split(interactions)
     assert not set(interactions.users[unseen].tolist()) & set(interactions.users[:cut].tolist())
     assert not bool(unseen[:cut].any())
     assert len(set(interactions.users[unseen].tolist())) == 10

@@ -9,7 +9,7 @@ import torch
 
 from models.episodes import Interactions
 from models.popularity_tuning import HALF_LIVES, Tuned, tune
-from models.validation import split
+from models.validation_users import split
 
 NUM_ITEMS, USERS, EVENTS = 300, 1500, 8
 USUAL = 4_000.0

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from models.episodes import Interactions
 from models.figures import judged_by_halves, standard_error, surely_gain
-from models.validation import LEAST_USERS, limited
+from models.validation_users import LEAST_USERS, limited
 
 ITEMS = 10
 
